@@ -1,0 +1,320 @@
+"""What is particular about a model family, as data and a few small functions. The base class is the common convention:
+
+``model.model`` (the core) has ``get_image_features(...)`` whose ``pooler_output`` holds the visual features in the order
+of the placeholders in ``input_ids``; ``forward`` accepts ``mm_encoder_outputs``; tokens of an encoder item fill a square
+grid in raster order. A family that follows it needs no file; one that departs overrides what differs.
+
+Words: a *unit* is what the encoder treats as one item (an image, or one tile of it); an *image* is what a user counts.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UnsupportedError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the n tokens of one unit lie.
+
+    Attributes:
+        row, col: (n,) place in the grid of the token's tile; for structure, the row and column it closes.
+        tile: (n,) tile of each token, counted from 0 within the unit.
+        kind: (n,) :class:`foveate.tokens.Kind`.
+        grids: (rows, columns) of each tile's full token grid.
+        boxes: (left, top, right, bottom) of each tile in the picture, in shares of its width and height.
+        source: (n, s) tower tokens (CLS left out, tiles one after another) that were joined into each token; -1 where
+            there are fewer than s, and for structure.
+        line: (n,) line of text-like structure each token belongs to: a newline token stays if any content token of its
+            line does. None where there is no such structure.
+
+    All tensors are on the CPU: they follow from sizes, not from pixels, and reading them must not wait for a device.
+    """
+
+    row: Tensor
+    col: Tensor
+    tile: Tensor
+    kind: Tensor
+    grids: tuple[tuple[int, int], ...]
+    boxes: tuple[tuple[float, float, float, float], ...]
+    source: Tensor
+    line: Tensor | None = None
+
+    @property
+    def n(self) -> int:
+        return len(self.row)
+
+    @classmethod
+    def grid(cls, height: int, width: int, source: Tensor | None = None, box=(0.0, 0.0, 1.0, 1.0)) -> Layout:
+        """One tile of ``height`` x ``width`` tokens in raster order; each its own tower token unless source is given."""
+        index = torch.arange(height * width)
+        zeros = torch.zeros_like(index)
+        return cls(
+            index // width,
+            index % width,
+            zeros,
+            zeros,
+            ((height, width),),
+            (box,),
+            index[:, None] if source is None else source,
+        )
+
+    @classmethod
+    def join(cls, layouts: Sequence[Layout]) -> Layout:
+        """Several units as one image: tiles and tower tokens are numbered on."""
+        if len(layouts) == 1:
+            return layouts[0]
+        tiles = towers = lines = 0
+        parts: list[tuple[Tensor, Tensor]] = []
+        closing: list[Tensor] = []
+        width = max(one.source.shape[1] for one in layouts)
+        for one in layouts:
+            source = torch.where(one.source >= 0, one.source + towers, one.source)
+            line = torch.full_like(one.row, -1) if one.line is None else one.line + lines
+            closing.append(line)
+            lines = max(lines, int(line.max()) + 1)
+            parts.append((one.tile + tiles, nn.functional.pad(source, (0, width - source.shape[1]), value=-1)))
+            tiles += len(one.grids)
+            towers += int(one.source.max()) + 1
+        return cls(
+            torch.cat([one.row for one in layouts]),
+            torch.cat([one.col for one in layouts]),
+            torch.cat([tile for tile, _ in parts]),
+            torch.cat([one.kind for one in layouts]),
+            tuple(g for one in layouts for g in one.grids),
+            tuple(b for one in layouts for b in one.boxes),
+            torch.cat([source for _, source in parts]),
+            torch.cat(closing) if any(one.line is not None for one in layouts) else None,
+        )
+
+
+def block_source(height: int, width: int, block: int) -> Tensor:
+    """(height/block * width/block, block^2) raster indices of the patches that each block x block group joins."""
+    index = torch.arange(height * width).view(height // block, block, width // block, block)
+    return index.permute(0, 2, 1, 3).reshape(-1, block * block)
+
+
+class Family:
+    """One model family on one model.
+
+    Args:
+        model: the transformers model with a language-model head.
+
+    Raises:
+        UnsupportedError: if the model does not follow the convention.
+    """
+
+    name: ClassVar[str] = "convention"
+    model_types: ClassVar[tuple[str, ...]] = ()  # values of config.model_type
+    features: ClassVar[str] = "pooler_output"  # field of the encoder's output that holds the features
+    has_cls: ClassVar[bool | None] = None  # None: ask the tower
+    rowwise: ClassVar[str | None] = None  # connector module that maps each tower token to one token, if it is one
+    resizable: ClassVar[bool] = False  # the tower takes pictures of other sizes
+    note: ClassVar[str] = ""  # what the capability table says about this family
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.core = getattr(model, "model", model)
+        self.config: Any = model.config
+        fault = ""
+        if not callable(getattr(self.core, "get_image_features", None)):
+            fault = f"{type(self.core).__name__} has no get_image_features"
+        elif "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
+            fault = f"{type(model).__name__}.forward takes no mm_encoder_outputs"
+        elif self._image_token() is None:
+            fault = f"{type(self.config).__name__} names no image_token_id"
+        if fault:
+            raise UnsupportedError(
+                fault,
+                where=f"model_type {getattr(self.config, 'model_type', '?')!r}",
+                hint="transformers >= 5.18 and a vision-language model; `foveate families` lists those that are tested",
+            )
+
+    # -- the prompt ------------------------------------------------------------------------------------------------
+
+    def _image_token(self) -> int | None:
+        return getattr(self.config, "image_token_id", None)
+
+    @property
+    def image_token_id(self) -> int:
+        token = self._image_token()
+        assert token is not None
+        return token
+
+    @property
+    def pad_token_id(self) -> int:
+        """A harmless id for slots that the mask hides: never a placeholder."""
+        text = self.config.get_text_config()
+        pad = getattr(text, "pad_token_id", None)
+        return 0 if pad is None or pad == self.image_token_id else int(pad)
+
+    def placeholders(self, ids: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        """(b, L) mask of the ids that stand for image features."""
+        return ids == self.image_token_id
+
+    def group(self, ids: Tensor, places: list[Tensor]) -> list[list[int]]:
+        """Which units of one prompt form one image: by default each is an image.
+
+        Args:
+            ids: (L,) token ids of the prompt.
+            places: positions of each unit's placeholders.
+        """
+        return [[i] for i in range(len(places))]
+
+    def positions(self, kwargs: dict[str, Any], past: int) -> Tensor:
+        """Position ids that the model would make by itself, (b, L) or (axes, b, L), before anything is dropped."""
+        ids = kwargs["input_ids"]
+        return torch.arange(past, past + ids.shape[1], device=ids.device).expand(len(ids), -1)
+
+    # -- the encoder -----------------------------------------------------------------------------------------------
+
+    def encoder_arguments(self, kwargs: dict[str, Any], modality: str = "image") -> dict[str, Any]:
+        """The keyword arguments of ``get_<modality>_features`` that are among ``kwargs``."""
+        function = getattr(self.core, f"get_{modality}_features", None)
+        if function is None:
+            return {}
+        names = [name for name in inspect.signature(function).parameters if name != "kwargs"]
+        return {name: kwargs[name] for name in names if kwargs.get(name) is not None}
+
+    def rows(self, output: Any) -> list[Tensor]:
+        """The features as (rows, d) tensors, in placeholder order."""
+        items = output[self.features]
+        return [item.reshape(-1, item.shape[-1]) for item in items]
+
+    def planes(self, output: Any) -> list[Tensor]:
+        """Deep-stack features, aligned with the rows: one (all rows, d) tensor per layer."""
+        planes = output.get("deepstack_features") if hasattr(output, "get") else None
+        return [] if planes is None else [torch.cat(list(plane)) for plane in planes]
+
+    def replaced(self, output: Any, features: list[Tensor], planes: list[Tensor], equal: bool = False) -> Any:
+        """A copy of the encoder's output with other features: one (m, d) tensor per image, and planes to match.
+
+        Args:
+            equal: the features have the lengths they had, and the container keeps its shape.
+        """
+        new = copy.copy(output)
+        old = output[self.features]
+        if isinstance(old, Tensor):
+            joined = torch.cat(features)
+            new[self.features] = joined.view(*old.shape[:-1], -1) if equal else joined[None]
+        else:
+            new[self.features] = list(features)
+        if planes:
+            lengths = [len(f) for f in features]
+            new["deepstack_features"] = [list(plane.split(lengths)) for plane in planes]
+        return new
+
+    def layouts(self, arguments: dict[str, Any], output: Any) -> list[Layout]:
+        """One layout per unit, in placeholder order.
+
+        Args:
+            arguments: those of ``get_image_features``.
+            output: what it returned.
+        """
+        found = []
+        for item in output[self.features]:
+            n = item.reshape(-1, item.shape[-1]).shape[0]
+            side = math.isqrt(n)
+            height, width = (side, side) if side * side == n else (1, n)
+            found.append(Layout.grid(height, width))
+        return found
+
+    def full_layouts(self, arguments: dict[str, Any]) -> list[Layout]:
+        """The layouts that :meth:`layouts` would give, from the arguments alone, before anything is encoded."""
+        raise self._one_size()
+
+    def shrunk(self, arguments: dict[str, Any], sizes: list[tuple[int, int]]) -> dict[str, Any]:
+        """Encoder arguments for the same pictures, each scaled so that it gives ``sizes`` (rows, columns) of tokens.
+
+        Raises:
+            UnsupportedError: if this family's tower takes one size only.
+        """
+        raise self._one_size()
+
+    def _one_size(self) -> UnsupportedError:
+        return UnsupportedError(
+            f"the vision tower of {self.name} takes pictures of one size only",
+            where="stage input",
+            hint="use pool, which averages tokens after the tower",
+        )
+
+    def connect(self, rows: Tensor) -> Tensor:
+        """The connector on single tower tokens (m, d_tower) -> (m, d), for families where it is row-wise."""
+        assert self.rowwise is not None
+        return self.core.get_submodule(self.rowwise)(rows[None])[0]
+
+    # -- the tower -------------------------------------------------------------------------------------------------
+
+    def tower(self) -> nn.Module:
+        """The vision tower."""
+        for name in ("vision_tower", "visual", "vision_model"):
+            if isinstance(module := getattr(self.core, name, None), nn.Module):
+                return module
+        raise UnsupportedError(f"no vision tower found in {type(self.core).__name__}", where=f"family {self.name}")
+
+    def blocks(self) -> nn.ModuleList:
+        """The tower's transformer blocks, first to last."""
+        lists = [m for m in self.tower().modules() if isinstance(m, nn.ModuleList) and len(m) and _attention_of(m[0])]
+        if not lists:
+            raise UnsupportedError(
+                f"{type(self.tower()).__name__} has no attention blocks that can be read",
+                where=f"family {self.name}",
+                hint="choose a method that needs no attention, such as divprune",
+            )
+        return max(lists, key=len)
+
+    def score_layer(self) -> int:
+        """Index of the block whose attention scores tokens: the one whose output feeds the connector."""
+        layer = getattr(self.config, "vision_feature_layer", -1)
+        last = layer if isinstance(layer, int) else layer[-1]
+        count = len(self.blocks())
+        return count + last if last < 0 else last - 1
+
+    def score_attention(self) -> nn.Module:
+        """The attention module of :meth:`score_layer`."""
+        module = _attention_of(self.blocks()[self.score_layer()])
+        assert module is not None
+        return module
+
+    def cls_row(self) -> int | None:
+        """Row of the CLS token in the tower's sequence, or None."""
+        if self.has_cls is None:
+            has = any(name.split(".")[-1] in ("class_embedding", "cls_token") for name, _ in self.tower().named_parameters())
+            return 0 if has else None
+        return 0 if self.has_cls else None
+
+    def per_unit(self, values: list[Tensor], layouts: list[Layout], arguments: dict[str, Any]) -> list[Tensor]:
+        """Split what was read in the tower by unit.
+
+        Args:
+            values: one (rows of the tower's batch, tokens without CLS, ...) tensor per call of the attention module.
+            layouts: of the units.
+            arguments: of ``get_image_features``.
+
+        Returns:
+            One (tower tokens, ...) tensor per unit, in the order ``Layout.source`` counts.
+        """
+        flat = torch.cat([v.flatten(0, 1) for v in values])
+        return list(flat.split([int(one.source.max()) + 1 for one in layouts]))
+
+    # -- the language model ----------------------------------------------------------------------------------------
+
+    def decoder_layers(self) -> int:
+        return int(self.config.get_text_config().num_hidden_layers)
+
+
+def _attention_of(block: nn.Module) -> nn.Module | None:
+    for name in ("self_attn", "attn", "attention"):
+        if isinstance(module := getattr(block, name, None), nn.Module) and hasattr(module, "config"):
+            return module
+    return None
+

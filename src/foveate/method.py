@@ -1,0 +1,142 @@
+"""What a method is: one file, one dataclass, one card.
+
+To add yours, run ``foveate new mymethod`` or:
+
+1. write ``methods/mymethod.py`` with a frozen dataclass named as you like that inherits :class:`ScoreMethod` (one
+   function, a number per token) or :class:`Method` (any reduction), and a :class:`Card` whose ``name`` is the file's;
+2. its fields are its options, in Python, in plan text, on the command line and in result files;
+3. write ``tests/methods/test_mymethod.py`` with one case small enough to check by hand.
+
+Everything else (registry, command line, contract tests, documentation, benchmark) finds it by itself.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from .errors import MethodError, PlanError
+from .tokens import Reduction, View
+
+STAGES = ("input", "encoder", "connector", "layers", "cache")
+NEEDS = ("attention", "keys", "question")
+CHOICES = {
+    "features": ("before", "after"),
+    "guidance": ("none", "question"),
+    "count": ("fixed", "grid", "content"),
+    "touches": ("visual", "all"),
+    "positions": ("original", "contiguous"),
+    "training": ("none", "learned"),
+    "mechanism": ("transformation", "similarity", "attention", "query", "reconstruction", "text-as-image"),
+}
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a reader, the command line, the documentation, the tests and the benchmark know of a method.
+
+    Attributes:
+        name: the file's name; also what a plan says.
+        title: full title of the paper, or what the baseline does.
+        paper: where it is published ("arXiv:2412.01818"), or "" for a baseline.
+        code: the authors' repository, or "".
+        licence: licence of that repository, "" if there is none.
+        stages: places where it can run; the first is its usual one.
+        features: whether it sees features before or after the connector.
+        needs: extras its view must carry: "attention" (h, n), "keys" (n, d), "question" (q, d).
+        guidance: "none", or "question" if the text decides.
+        count: "fixed" (exactly the budget), "grid" (nearest grid within it) or "content" (the input decides).
+        touches: "visual" tokens only, or "all".
+        positions: what the paper used.
+        training: "none" or "learned".
+        modality: any of image, video, audio.
+        mechanism: one of transformation, similarity, attention, query, reconstruction, text-as-image.
+        differences: where this code departs from the paper or the authors' code, and why.
+    """
+
+    name: str
+    title: str
+    paper: str = ""
+    code: str = ""
+    licence: str = ""
+    stages: tuple[str, ...] = ("connector",)
+    features: str = "after"
+    needs: tuple[str, ...] = ()
+    guidance: str = "none"
+    count: str = "fixed"
+    touches: str = "visual"
+    positions: str = "contiguous"
+    training: str = "none"
+    modality: tuple[str, ...] = ("image",)
+    mechanism: str = "transformation"
+    differences: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise PlanError(f"card of {self.name!r}: {name}={getattr(self, name)!r}", hint=" or ".join(allowed))
+        for name, allowed in {"stages": STAGES, "needs": NEEDS}.items():
+            for value in getattr(self, name):
+                if value not in allowed:
+                    raise PlanError(f"card of {self.name!r}: unknown {name} {value!r}", hint=", ".join(allowed))
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """A method: a view in, a reduction out. Subclasses are frozen dataclasses; their fields are the options."""
+
+    card: ClassVar[Card]
+
+    @abstractmethod
+    def __call__(self, view: View) -> Reduction:
+        """Reduce ``view.n`` content tokens to ``view.k`` slots (the card's ``count`` says how exactly)."""
+
+    @property
+    def name(self) -> str:
+        return self.card.name
+
+    def options(self) -> dict[str, Any]:
+        """The fields that differ from their defaults."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+
+    def __str__(self) -> str:
+        return self.name + "".join(f",{k}={v}" for k, v in self.options().items()).replace(",", ":", 1)
+
+
+@dataclass(frozen=True)
+class ScoreMethod(Method):
+    """A method that is one number per token: the ``view.k`` highest stay, in their order, ties to the lowest index."""
+
+    @abstractmethod
+    def score(self, view: View) -> Tensor:
+        """(n,) the higher the better."""
+
+    def __call__(self, view: View) -> Reduction:
+        from .parts.select import top
+
+        score = self.score(view)
+        if score.shape != (view.n,):
+            raise MethodError(f"{self.name} scored {tuple(score.shape)}, the view has {view.n} tokens")
+        return Reduction.drop(top(score, view.k), view.n)
+
+
+@dataclass(frozen=True)
+class Recipe(ABC):
+    """Several methods under one name and one budget, e.g. a paper with stages before and inside the language model."""
+
+    card: ClassVar[Card]
+
+    @abstractmethod
+    def steps(self, keep: object) -> Sequence[tuple[Method, object, str]]:
+        """(method, keep, stage) of each step, given the user's budget."""
+
+    @property
+    def name(self) -> str:
+        return self.card.name
+
+    options = Method.options
+    __str__ = Method.__str__

@@ -1,0 +1,1 @@
+"""How methods work: pure tensor functions, shared. Nothing here knows a model, a batch or a stage."""

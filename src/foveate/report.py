@@ -1,0 +1,154 @@
+"""What a run did: tokens asked, kept and structural per image, what was kept, and how long choosing took."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ImageReport:
+    """One image of one prompt.
+
+    Attributes:
+        sample, ordinal: which prompt of the batch, which image of it.
+        tokens_in, tokens_out: content tokens before and after.
+        stages: (step, content tokens asked, content tokens after) in order.
+        structure_in, structure_out: newline and separator tokens among the features, before and after.
+        kept: (m,) anchors among the image's tokens, structure included, ascending, on the CPU.
+        grids, boxes, tile, row, col, kind: where the image's tokens lay before, see :class:`foveate.families.Layout`.
+    """
+
+    sample: int
+    ordinal: int
+    tokens_in: int
+    tokens_out: int
+    stages: tuple[tuple[str, int, int], ...]
+    structure_in: int
+    structure_out: int
+    kept: Tensor
+    grids: tuple[tuple[int, int], ...]
+    boxes: tuple[tuple[float, float, float, float], ...]
+    tile: Tensor
+    row: Tensor
+    col: Tensor
+    kind: Tensor
+
+    @property
+    def capped(self) -> bool:
+        """True if the image had no more tokens than were asked for, so that nothing was dropped."""
+        return all(asked >= self.tokens_in for _, asked, _ in self.stages)
+
+
+@dataclass(frozen=True)
+class Report:
+    """One compressed prompt call (a batch).
+
+    Attributes:
+        plan: the plan's text.
+        images: all images, sample by sample.
+        sequence_in, sequence_out: columns of the batch before and after, padding included.
+        layers: decoder layers, for :attr:`layer_average`.
+        notes: what passed untouched, and why.
+    """
+
+    plan: str
+    images: tuple[ImageReport, ...]
+    sequence_in: int
+    sequence_out: int
+    layers: int
+    notes: tuple[str, ...] = ()
+    _seconds: Callable[[], float] = field(default=lambda: 0.0, repr=False, compare=False)
+
+    @property
+    def tokens_in(self) -> int:
+        return sum(i.tokens_in for i in self.images)
+
+    @property
+    def tokens_out(self) -> int:
+        return sum(i.tokens_out for i in self.images)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds spent choosing and rearranging, the model's own work left out (waits for the device)."""
+        return self._seconds()
+
+    @property
+    def layer_average(self) -> float:
+        """Content tokens per image, averaged over decoder layers: what papers that prune inside the model report.
+
+        Every step so far runs before the first layer, so each layer sees the same number.
+        """
+        return self.tokens_out / max(1, len(self.images))
+
+    def of(self, sample: int) -> list[ImageReport]:
+        """The images of one prompt."""
+        return [i for i in self.images if i.sample == sample]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return {
+            "plan": self.plan,
+            "tokens_in": self.tokens_in,
+            "tokens_out": self.tokens_out,
+            "layer_average": self.layer_average,
+            "sequence_in": self.sequence_in,
+            "sequence_out": self.sequence_out,
+            "seconds": self.seconds,
+            "notes": list(self.notes),
+            "images": [
+                {
+                    "sample": i.sample,
+                    "ordinal": i.ordinal,
+                    "tokens_in": i.tokens_in,
+                    "tokens_out": i.tokens_out,
+                    "structure_in": i.structure_in,
+                    "structure_out": i.structure_out,
+                    "stages": [list(s) for s in i.stages],
+                    "kept": i.kept.tolist(),
+                }
+                for i in self.images
+            ],
+        }
+
+    def __str__(self) -> str:
+        lines = [f"plan      {self.plan}"]
+        for i in self.images:
+            steps = " -> ".join([str(i.tokens_in), *(f"{after} ({name})" for name, _, after in i.stages)])
+            extra = f", structure {i.structure_in} -> {i.structure_out}" if i.structure_in else ""
+            short = ", fewer than asked for" if i.capped else ""
+            lines.append(f"sample {i.sample} image {i.ordinal}: {steps} tokens{extra}{short}")
+        lines.append(f"sequence  {self.sequence_in} -> {self.sequence_out} columns")
+        lines.append(f"average   {self.layer_average:.1f} tokens per image and decoder layer")
+        lines.append(f"choosing  {self.seconds * 1e3:.1f} ms")
+        return "\n".join(lines + [f"note      {note}" for note in self.notes])
+
+
+class Stopwatch:
+    """Seconds of a piece of work on a device, without waiting for the device until somebody asks."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+        if self.cuda:
+            self.start = torch.cuda.Event(enable_timing=True)
+            self.end = torch.cuda.Event(enable_timing=True)
+            self.start.record()
+        else:
+            self.began = time.perf_counter()
+
+    def stop(self) -> Callable[[], float]:
+        if not self.cuda:
+            took = time.perf_counter() - self.began
+            return lambda: took
+        self.end.record()
+
+        def read() -> float:
+            self.end.synchronize()
+            return self.start.elapsed_time(self.end) / 1e3
+
+        return read

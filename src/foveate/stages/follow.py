@@ -1,0 +1,101 @@
+"""One routine that lets everything aligned with the sequence follow a reduction.
+
+Features and deep-stack planes go by weight (:meth:`foveate.tokens.Reduction.apply`); ids, positions, masks, labels and
+token types go by anchor, here. Rows of a batch may lose different numbers of tokens: the shorter ones get dead slots on
+the side where the batch was padded, hidden by the mask.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+IGNORED = -100  # label that the loss skips
+FOLLOWERS = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What remains of a batch of sequences.
+
+    Attributes:
+        index: (b, L') old column of every slot; dead slots point anywhere.
+        alive: (b, L') False for dead slots.
+        length: L, columns before.
+        all_alive: whether no slot is dead (a Python bool, so that nobody has to ask the device again).
+    """
+
+    index: Tensor
+    alive: Tensor
+    length: int
+    all_alive: bool
+
+    @property
+    def removed(self) -> int:
+        """Columns by which the batch became shorter."""
+        return self.length - self.index.shape[1]
+
+    @classmethod
+    def keeping(cls, keep: Tensor, right: bool = False) -> Cut:
+        """Keep the columns where ``keep`` (b, L) is True, in order; dead slots left, or right if the batch is so padded."""
+        counts = keep.sum(1)
+        width = int(counts.max())
+        order = keep.long().argsort(dim=1, stable=True, descending=right)
+        index = order[:, :width] if right else order[:, keep.shape[1] - width :]
+        alive = keep.gather(1, index)
+        return cls(index, alive, keep.shape[1], bool((counts == width).all()))
+
+    def take(self, x: Tensor) -> Tensor:
+        """Columns of (b, L) or (axes, b, L)."""
+        index = self.index if x.ndim == 2 else self.index.expand(x.shape[0], -1, -1)
+        return x.gather(-1, index)
+
+
+def shorten(kwargs: dict[str, Any], cut: Cut, valid: Tensor, positions: Tensor, pad: int) -> dict[str, Any]:
+    """Cut everything in a forward call's keyword arguments that is aligned with its sequence.
+
+    Args:
+        kwargs: of the model's forward; not modified.
+        cut: what remains.
+        valid: (b, L) columns that are not padding.
+        positions: (b, L) or (axes, b, L) position ids before the cut.
+        pad: token id for dead slots.
+
+    Returns:
+        The new keyword arguments, without attention_mask.
+    """
+    new = dict(kwargs)
+    new["input_ids"] = cut.take(kwargs["input_ids"]).masked_fill(~cut.alive, pad)
+    new["position_ids"] = cut.take(positions)
+    for name in FOLLOWERS:
+        if isinstance(value := kwargs.get(name), Tensor):
+            new[name] = cut.take(value)
+    if isinstance(labels := kwargs.get("labels"), Tensor):
+        # A label is predicted from the column before it. Where that one is gone, another token would be asked to
+        # predict it; such labels do not count.
+        old = cut.index
+        before = torch.cat([old[:, :1] - 1, old[:, :-1]], dim=1)
+        orphan = (old - before != 1) & (old > 0) & valid.gather(1, (old - 1).clamp(min=0))
+        new["labels"] = cut.take(labels).masked_fill(~cut.alive | orphan, IGNORED)
+    return new
+
+
+def recount(positions: Tensor, alive: Tensor) -> tuple[Tensor, Tensor]:
+    """Number kept tokens anew from each row's first position.
+
+    Args:
+        positions: (b, L') or (axes, b, L') original positions of the kept tokens.
+        alive: (b, L').
+
+    Returns:
+        The new positions, and how far later tokens have to move back: (b, 1) or (axes, b, 1).
+    """
+    count = alive.long().cumsum(-1) - 1
+    far = torch.iinfo(positions.dtype).max
+    first = positions.masked_fill(~alive, far).amin(-1, keepdim=True)
+    new = (first + count).masked_fill(~alive, 0)
+    last = positions.masked_fill(~alive, -1).amax(-1, keepdim=True)
+    return new, last - new.amax(-1, keepdim=True)
