@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from numbers import Integral, Real
 
 from .errors import KeepError
@@ -73,13 +74,17 @@ class Budget:
         if found is None:
             raise bad
         strict, percent, count, unit = found.groups()
-        amount, unit = (float(percent) / 100, "share") if percent else (int(count), unit)
+        # Decimal, because float(percent) / 100 may miss the share that __str__ wrote by one binary place
+        amount, unit = (float(Decimal(percent) / 100), "share") if percent else (int(count), unit)
         if amount <= 0 or (unit == "share" and amount > 1):
             raise bad
         return cls(amount, unit, bool(strict), split)
 
     def __str__(self) -> str:
-        text = f"{self.amount * 100:g}%" if self.unit == "share" else f"{int(self.amount)}/{self.unit}"
+        if self.unit == "share":
+            text = f"{(Decimal(repr(self.amount)) * 100).normalize():f}%"  # every digit: parse() gives this share again
+        else:
+            text = f"{int(self.amount)}/{self.unit}"
         return ("=" if self.strict else "") + text
 
     @property

@@ -12,6 +12,8 @@ Everything else (registry, command line, contract tests, documentation, benchmar
 
 from __future__ import annotations
 
+import ast
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -19,10 +21,12 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from .budget import Budget
 from .errors import MethodError, PlanError
 from .tokens import Reduction, View
 
 STAGES = ("input", "encoder", "connector", "layers", "cache")
+RESERVED = ("keep", "at", "split")  # what plan text says about any step; no option may bear these names
 NEEDS = ("attention", "keys", "question")
 CHOICES = {
     "features": ("before", "after"),
@@ -33,6 +37,25 @@ CHOICES = {
     "training": ("none", "learned"),
     "mechanism": ("transformation", "similarity", "attention", "query", "reconstruction", "text-as-image"),
 }
+
+
+_WORDS = {"true": True, "false": False, "inf": math.inf, "-inf": -math.inf, "nan": math.nan}
+
+
+def read(text: str) -> Any:
+    """The value of an option as plan text has it: a Python literal, true or false in any case, else the text itself."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return _WORDS.get(text.lower(), text)
+
+
+def write(value: Any) -> str:
+    """Text from which :func:`read` makes the value again; quoted only where it would be read as something else."""
+    if not isinstance(value, str):
+        return repr(value)
+    plain = value == value.strip() and not set(value) & set(",>=()[]{}'\"\\")
+    return value if plain and read(value) == value else repr(value)
 
 
 @dataclass(frozen=True)
@@ -104,7 +127,11 @@ class Method(ABC):
         return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
 
     def __str__(self) -> str:
-        return self.name + "".join(f",{k}={v}" for k, v in self.options().items()).replace(",", ":", 1)
+        return (
+            self.name
+            + (":" if (options := self.options()) else "")
+            + ",".join(f"{k}={write(v)}" for k, v in options.items())
+        )
 
 
 @dataclass(frozen=True)
@@ -131,8 +158,8 @@ class Recipe(ABC):
     card: ClassVar[Card]
 
     @abstractmethod
-    def steps(self, keep: object) -> Sequence[tuple[Method, object, str]]:
-        """(method, keep, stage) of each step, given the user's budget."""
+    def steps(self, keep: Budget) -> Sequence[tuple[Method, object, str]]:
+        """(method, keep, stage) of each step, given the user's budget; each keep in any spelling that is read."""
 
     @property
     def name(self) -> str:

@@ -8,18 +8,17 @@ The same text works in Python, in the shell, on a server and in result files::
 
 from __future__ import annotations
 
-import ast
 import inspect
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from . import registry
 from .budget import Budget
 from .errors import PlanError
-from .method import STAGES, Method, Recipe
+from .method import RESERVED, STAGES, Method, Recipe, read, write
 
 POSITIONS = ("original", "contiguous")
 
@@ -41,10 +40,14 @@ class Step:
     scope: frozenset[str] = field(default_factory=frozenset)
 
     def __str__(self) -> str:
-        options = {"keep": str(self.keep)} if self.keep else {}
+        options = {}
+        if self.keep:
+            options["keep"] = str(self.keep)
+            if self.keep.split != "proportional":
+                options["split"] = self.keep.split
         if self.stage != self.method.card.stages[0]:
             options["at"] = self.stage
-        options |= {name: _write(value) for name, value in self.method.options().items()}
+        options |= {name: write(value) for name, value in self.method.options().items()}
         return self.method.name + (":" if options else "") + ",".join(f"{k}={v}" for k, v in options.items())
 
 
@@ -85,32 +88,40 @@ class Plan:
         """
         where = positions
         if isinstance(plan, Plan):
-            steps, where = list(plan.steps), positions or plan.positions
-        elif isinstance(plan, Mapping):
-            steps = [step for entry in _entries(plan) for step in _from_dict(entry)]
+            drafts, where = (
+                [_Draft(s.method, s.keep, s.stage, s.scope) for s in plan.steps],
+                positions or plan.positions,
+            )
+        elif isinstance(plan, Mapping) and "steps" in plan:
+            if unknown := set(plan) - {"steps", "positions"}:
+                raise PlanError(f"a plan has no {', '.join(sorted(unknown))}", hint="steps, positions")
+            drafts = [draft for entry in plan["steps"] for draft in _read(entry)]
             where = positions or plan.get("positions")
         else:
             parts = plan if isinstance(plan, Sequence) and not isinstance(plan, str) else [plan]
-            steps = [step for part in parts for step in _read(part, keep)]
-        waiting = [i for i, step in enumerate(steps) if step.keep is None]
+            drafts = [draft for part in parts for draft in _read(part)]
+            if isinstance(plan, Mapping):
+                where = positions or plan.get("positions")
+        waiting = [i for i, draft in enumerate(drafts) if draft.keep is None]
         if keep is not None and len(waiting) == 1:
-            steps[waiting[0]] = replace(steps[waiting[0]], keep=Budget.parse(keep))
+            drafts[waiting[0]] = replace(drafts[waiting[0]], keep=Budget.parse(keep))
         elif keep is not None and not waiting:
             raise PlanError(f"keep={keep!r} was given, but every step has its own", hint="leave one of them out")
         elif waiting:
-            names = ", ".join(steps[i].method.name for i in waiting)
+            names = ", ".join(drafts[i].method.name for i in waiting)
             raise PlanError(f"no budget for {names}", hint='keep=0.25, or in the plan: "name:keep=64"')
-        if split is not None:
-            steps = [replace(s, keep=Budget.parse(replace(s.keep, split=split), split)) for s in steps if s.keep]
+        steps = [step for draft in drafts for step in draft.steps(split)]
         return cls(tuple(steps), where or "original")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data from which :meth:`of` makes the same plan."""
         steps = []
         for step in self.steps:
-            entry: dict[str, Any] = {"method": step.method.name, "keep": str(step.keep), "stage": step.stage}
-            if step.keep and step.keep.split != "proportional":
-                entry["split"] = step.keep.split
+            entry: dict[str, Any] = {"method": step.method.name, "stage": step.stage}
+            if step.keep:
+                entry["keep"] = str(step.keep)
+                if step.keep.split != "proportional":
+                    entry["split"] = step.keep.split
             steps.append(entry | ({"options": options} if (options := step.method.options()) else {}))
         return {"steps": steps, "positions": self.positions}
 
@@ -132,6 +143,7 @@ class Plan:
         return cls.of(data)
 
     def __str__(self) -> str:
+        """The steps as text. How kept tokens are numbered is not part of it: that is ``positions``."""
         return " > ".join(str(step) for step in self.steps)
 
     def describe(self) -> str:
@@ -144,76 +156,112 @@ class Plan:
         return "\n".join([*lines, f"  -> language model ({self.positions} positions)"])
 
 
-def _entries(plan: Mapping) -> list[Mapping]:
-    if "steps" in plan:
-        return list(plan["steps"])
-    return [plan]
+@dataclass(frozen=True)
+class _Draft:
+    """A step, or a recipe, that may still wait for its budget."""
+
+    method: Method | Recipe
+    keep: Budget | None = None
+    stage: str | None = None
+    scope: frozenset[str] = field(default_factory=frozenset)
+
+    def steps(self, split: str | None) -> list[Step]:
+        """What it comes to; a recipe becomes several steps."""
+        assert self.keep is not None
+        budget = self.keep if split is None else Budget.parse(replace(self.keep, split=split), split)
+        if isinstance(self.method, Method):
+            return [Step(self.method, budget, self.stage or self.method.card.stages[0], self.scope)]
+        return [Step(m, Budget.parse(k, budget.split), stage) for m, k, stage in self.method.steps(budget)]
 
 
-def _from_dict(entry: Mapping) -> list[Step]:
+def _read(part: object) -> list[_Draft]:
+    if isinstance(part, str):
+        return [_from_text(text) for text in _split(part, ">")]
+    if inspect.isclass(part) and issubclass(part, (Method, Recipe)):
+        part = part()
+    if isinstance(part, (Method, Recipe)):
+        return [_Draft(part)]
+    if isinstance(part, Step):
+        return [_Draft(part.method, part.keep, part.stage, part.scope)]
+    if isinstance(part, Mapping):
+        return [_from_dict(part)]
+    raise PlanError(f"{part!r} is not a plan", hint='text such as "divprune:keep=0.25", a method, or a list of these')
+
+
+def _from_dict(entry: Mapping) -> _Draft:
     unknown = set(entry) - {"method", "keep", "stage", "options", "positions", "split"}
     if unknown or "method" not in entry:
         raise PlanError(
             f"a step is {dict(entry)!r}", hint='{"method": "divprune", "keep": 0.25, "stage": ..., "options": {...}}'
         )
-    options = dict(entry.get("options", {}))
-    budget = Budget.parse(entry["keep"], entry.get("split", "proportional")) if "keep" in entry else None
-    return _build(entry["method"], options, budget, entry.get("stage"))
+    return _build(entry["method"], entry.get("options", {}), entry.get("keep"), entry.get("stage"), entry.get("split"))
 
 
-def _read(part: object, keep: object) -> list[Step]:
-    if isinstance(part, str):
-        return [step for text in part.split(">") for step in _from_text(text)]
-    if inspect.isclass(part) and issubclass(part, (Method, Recipe)):
-        part = part()
-    if isinstance(part, Recipe):
-        return [Step(m, Budget.parse(k), stage) for m, k, stage in part.steps(keep)]
-    if isinstance(part, Method):
-        return [Step(part, None, part.card.stages[0])]
-    if isinstance(part, Step):
-        return [part]
-    if isinstance(part, Mapping):
-        return _from_dict(part)
-    raise PlanError(f"{part!r} is not a plan", hint='text such as "divprune:keep=0.25", a method, or a list of these')
-
-
-def _from_text(text: str) -> list[Step]:
-    name, _, tail = text.strip().partition(":")
+def _from_text(text: str) -> _Draft:
+    name, _, tail = text.partition(":")
     options: dict[str, Any] = {}
-    for item in filter(None, (piece.strip() for piece in tail.split(","))):
+    for item in filter(None, _split(tail, ",")):
         key, equals, value = item.partition("=")
+        key = key.strip()
         if not equals:
-            raise PlanError(f"{item!r} in plan {text.strip()!r}", hint="options are written name=value")
-        options[key.strip()] = _literal(value.strip())
-    keep, stage = options.pop("keep", None), options.pop("at", None)
-    return _build(name.strip(), options, None if keep is None else Budget.parse(keep), stage)
+            raise PlanError(f"{item!r} in plan {text!r}", hint="options are written name=value")
+        if key in options:
+            raise PlanError(f"{key!r} stands twice in plan {text!r}", hint="leave one of them out")
+        options[key] = read(value.strip())
+    keep, stage, split = (options.pop(key, None) for key in ("keep", "at", "split"))
+    return _build(name.strip(), options, keep, stage, split)
 
 
-def _build(name: str, options: dict[str, Any], keep: Budget | None, stage: str | None) -> list[Step]:
+def _split(text: str, mark: str) -> list[str]:
+    """Split at ``mark``, but not inside quotes and brackets, where it belongs to an option's value."""
+    pieces, depth, quote, start, escaped = [], 0, "", 0, False
+    for i, c in enumerate(text):
+        if quote:
+            quote = "" if c == quote and not escaped else quote
+            escaped = c == "\\" and not escaped
+        elif c in "'\"":
+            quote = c
+        elif c == mark and depth == 0:
+            pieces.append(text[start:i].strip())
+            start = i + 1
+        else:
+            depth += (c in "([{") - (c in ")]}")
+    return [*pieces, text[start:].strip()]
+
+
+def _build(name: str, options: Mapping[str, Any], keep: object, stage: str | None, split: str | None) -> _Draft:
     cls = registry.get(name)
-    known = {f.name: f for f in fields(cls)}
+    known = [f.name for f in fields(cls)]
     for option in options:
         if option not in known:
-            listed = ", ".join(["keep", *known])
-            raise PlanError(f"{name} has no option {option!r}", hint=f"its options: {listed}")
+            raise PlanError(f"{name} has no option {option!r}", hint=f"its options: {', '.join([*RESERVED, *known])}")
+    given = {option: _frozen(value) for option, value in options.items()}
+    types = get_type_hints(cls)
+    for option, value in given.items():
+        kind = types[option]
+        if kind in (bool, int, float, str) and not _fits(value, kind):
+            raise PlanError(f"{name}: {option}={value!r} is not of type {kind.__name__}")
     try:
-        method = cls(**options)
+        method = cls(**given)
     except (TypeError, ValueError) as error:
-        raise PlanError(f"{name} refuses its options {options}: {error}") from error
-    if isinstance(method, Recipe):
-        return [Step(m, Budget.parse(k), at) for m, k, at in method.steps(keep)]
-    stage = stage or method.card.stages[0]
-    if stage not in method.card.stages:
+        raise PlanError(f"{name} refuses its options {given}: {error}") from error
+    budget = None if keep is None else Budget.parse(keep, split or "proportional")
+    if split is not None and budget is None:
+        raise PlanError(f"{name} has a split but no budget", hint="keep=2048/total,split=equal")
+    if isinstance(method, Recipe) and stage is not None:
+        raise PlanError(f"{name} is a recipe, which sets the stages of its steps", hint=f"leave out at={stage}")
+    if isinstance(method, Method) and stage is not None and stage not in method.card.stages:
         raise PlanError(f"{name} does not run at stage {stage!r}", hint=f"at={' or at='.join(method.card.stages)}")
-    return [Step(method, keep, stage)]
+    return _Draft(method, budget, stage)
 
 
-def _literal(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return {"true": True, "false": False}.get(text.lower(), text)
+def _fits(value: object, kind: type) -> bool:
+    """Whether a value is of a simple type. A whole number may stand for a float; a truth value is not a number."""
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)
 
 
-def _write(value: Any) -> str:
-    return value if isinstance(value, str) else repr(value)
+def _frozen(value: Any) -> Any:
+    """JSON has no tuples, and a method, being frozen, should hold no lists."""
+    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value

@@ -10,11 +10,13 @@ import difflib
 import importlib
 import inspect
 import pkgutil
+from dataclasses import fields
 from functools import cache
 from importlib.metadata import entry_points
+from types import ModuleType
 
 from .errors import PlanError
-from .method import Card, Method, Recipe
+from .method import RESERVED, Card, Method, Recipe
 
 GROUP = "foveate.methods"
 MethodClass = type[Method] | type[Recipe]
@@ -34,16 +36,14 @@ def classes() -> dict[str, MethodClass]:
         found[info.name] = _from_module(importlib.import_module(f"{methods.__name__}.{info.name}"), info.name)
     for entry in entry_points(group=GROUP):
         loaded = entry.load()
-        cls = loaded if inspect.isclass(loaded) else _from_module(loaded, entry.name)
-        if cls.card.name != entry.name:
-            raise PlanError(f"entry point {entry.name!r} ({entry.value}) holds a method named {cls.card.name!r}")
+        cls = _checked(loaded, entry.name) if inspect.isclass(loaded) else _from_module(loaded, entry.name)
         if entry.name in found:
             raise PlanError(f"two methods are named {entry.name!r}: {found[entry.name].__module__} and {entry.value}")
         found[entry.name] = cls
     return dict(sorted(found.items()))
 
 
-def _from_module(module, name: str) -> MethodClass:
+def _from_module(module: ModuleType, name: str) -> MethodClass:
     own = [
         cls
         for cls in vars(module).values()
@@ -54,10 +54,19 @@ def _from_module(module, name: str) -> MethodClass:
     ]
     if len(own) != 1:
         raise PlanError(f"{module.__name__} defines {len(own)} methods", hint="one file, one method")
-    card = getattr(own[0], "card", None)
-    if not isinstance(card, Card) or card.name != name:
-        raise PlanError(f"{module.__name__}.{own[0].__name__} needs a card named {name!r}")
-    return own[0]
+    return _checked(own[0], name)
+
+
+def _checked(cls: type, name: str) -> MethodClass:
+    card = getattr(cls, "card", None)
+    if not issubclass(cls, (Method, Recipe)) or not isinstance(card, Card) or card.name != name:
+        raise PlanError(f"{cls.__module__}.{cls.__name__} needs to be a method with a card named {name!r}")
+    if clash := {f.name for f in fields(cls)} & set(RESERVED):
+        raise PlanError(
+            f"{name} has an option named {', '.join(sorted(clash))}",
+            hint=f"another name; plan text says {', '.join(RESERVED)} of every step",
+        )
+    return cls
 
 
 def get(name: str) -> MethodClass:

@@ -92,6 +92,11 @@ class View:
         default("row", zeros)
         default("col", torch.arange(n, device=device))
         default("size", torch.ones(n, dtype=torch.float32, device=device))
+        for name in ("kind", "tile", "t", "row", "col", "size"):
+            if getattr(self, name).shape != (n,):
+                raise MethodError(f"{name} has shape {tuple(getattr(self, name).shape)}, the view has {n} tokens")
+        if not 1 <= self.k <= n:
+            raise MethodError(f"a view of {n} tokens cannot ask for {self.k}", hint="budget.py caps a budget per image")
 
     @property
     def n(self) -> int:
@@ -113,19 +118,18 @@ class View:
             MethodError: if it was not collected, which means that the method's card does not list it.
         """
         if name not in self.extras:
-            raise MethodError(
-                f"the view carries no {name!r}", hint=f"list {name!r} under `needs` of the method's card"
-            )
+            raise MethodError(f"the view carries no {name!r}", hint=f"list {name!r} under `needs` of the method's card")
         return self.extras[name].value
 
     def take(self, index: Tensor) -> View:
-        """The view of some of its tokens, extras included, in the given order. index: (m,)."""
+        """The view of some of its tokens, extras included, in the given order; k shrinks to them. index: (m,)."""
         extras = {}
         for name, extra in self.extras.items():
             extras[name] = replace(extra, value=_take_extra(name, extra.value, index))
         return replace(
             self,
             x=self.x[index],
+            k=min(self.k, len(index)),
             kind=self.kind[index],
             tile=self.tile[index],
             t=self.t[index],
@@ -204,25 +208,43 @@ class Reduction:
         return cls(len(assign), src, dst, mass / total[dst], anchor)
 
     def check(self) -> Reduction:
-        """Raise MethodError unless indices are in range, anchors distinct and weights finite; returns self."""
-        m = self.m
+        """Raise MethodError unless indices are in range, anchors distinct and weights finite; returns self.
+
+        Shapes are looked at first; then everything that has to be read from the device is read at once.
+        """
+        m, e = self.m, len(self.src)
         fault = ""
         if m == 0:
             fault = "keeps no token"
         elif m > self.n:
             fault = f"has {m} slots for {self.n} tokens"
-        elif len(self.src) != len(self.dst) or (self.weight is not None and len(self.weight) != len(self.src)):
+        elif any(index.ndim != 1 or index.dtype != torch.long for index in (self.src, self.dst, self.anchor)):
+            fault = "has indices that are not vectors of 64-bit integers"
+        elif len(self.dst) != e or (self.weight is not None and self.weight.shape != (e,)):
             fault = "has edges of unequal length"
-        elif int(self.anchor.min()) < 0 or int(self.anchor.max()) >= self.n:
-            fault = f"has an anchor outside 0..{self.n - 1}"
-        elif len(torch.unique(self.anchor)) != m:
-            fault = "uses one token as the anchor of two slots"
-        elif len(self.src) and (int(self.src.min()) < 0 or int(self.src.max()) >= self.n):
-            fault = f"has an edge from outside 0..{self.n - 1}"
-        elif len(self.dst) and (int(self.dst.min()) < 0 or int(self.dst.max()) >= m):
-            fault = f"has an edge into a slot outside 0..{m - 1}"
-        elif self.weight is not None and not bool(torch.isfinite(self.weight).all()):
-            fault = "has a weight that is not finite"
+        elif self.inserted is not None and (self.inserted.ndim != 2 or len(self.inserted) != m):
+            fault = f"inserts rows of shape {tuple(self.inserted.shape)} into {m} slots"
+        if not fault:
+            ordered = self.anchor.sort().values
+            facts = [ordered[0], ordered[-1], (ordered[1:] == ordered[:-1]).any()]
+            if self.is_drop:
+                facts.append((self.dst != torch.arange(m, device=ordered.device)).any())
+            elif e:
+                facts += [self.src.min(), self.src.max(), self.dst.min(), self.dst.max()]
+                facts += [] if self.weight is None else [(~torch.isfinite(self.weight)).any()]
+            first, last, twice, *edges = torch.stack([fact.long() for fact in facts]).tolist()
+            if first < 0 or last >= self.n:
+                fault = f"has an anchor outside 0..{self.n - 1}"
+            elif twice:
+                fault = "uses one token as the anchor of two slots"
+            elif self.is_drop:
+                fault = "has its anchors as sources but sends them elsewhere" if edges[0] else ""
+            elif e and (edges[0] < 0 or edges[1] >= self.n):
+                fault = f"has an edge from outside 0..{self.n - 1}"
+            elif e and (edges[2] < 0 or edges[3] >= m):
+                fault = f"has an edge into a slot outside 0..{m - 1}"
+            elif any(edges[4:]):
+                fault = "has a weight that is not finite"
         if fault:
             raise MethodError(f"the reduction {fault}", hint="see the docstring of foveate.tokens.Reduction")
         return self
@@ -232,10 +254,10 @@ class Reduction:
         if self.is_drop:
             return x.index_select(0, self.anchor)
         wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        fed = wide.index_select(0, self.src)
+        fed = wide.index_select(0, self.src)  # a fresh (e, d): written in place below, large ones are slow to allocate
         if self.weight is not None:
-            fed = fed * self.weight.to(fed.dtype)[:, None]
-        out = torch.zeros(self.m, x.shape[1], dtype=fed.dtype, device=x.device).index_add(0, self.dst, fed)
+            fed.mul_(self.weight.to(fed.dtype)[:, None])
+        out = torch.zeros(self.m, x.shape[1], dtype=fed.dtype, device=x.device).index_add_(0, self.dst, fed)
         if self.inserted is not None:
             out = out + self.inserted.to(out.dtype)
         return out.to(x.dtype)

@@ -1,0 +1,39 @@
+"""Cosines, with the two things that go wrong said once: rows of zeros, and rows that are not finite."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..errors import MethodError
+
+
+def unit(x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Rows (n, d) at length one, in float32 at least; rows of zeros stay zero.
+
+    Returns:
+        The rows, and (n,) True where a row is zero, or None if none is: the check for both faults is one read.
+
+    Raises:
+        MethodError: if a row's length is NaN or infinite, because it has no direction.
+    """
+    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    length = wide.norm(dim=1)
+    zero = length == 0
+    bad, none = torch.stack([(~length.isfinite()).sum(), zero.sum()]).tolist()
+    if bad:
+        raise MethodError(
+            f"{bad} of {len(x)} rows hold NaN or infinity",
+            hint="look for overflow in the features (fp16 outside autocast?) or a broken picture",
+        )
+    return wide / length.masked_fill(zero, 1)[:, None], zero if none else None
+
+
+def cosines(x: Tensor) -> Tensor:
+    """(n, n) cosine of every pair of rows (n, d), one matrix product.
+
+    A row of zeros has cosine 0 with every other row, and 1 with other rows of zeros: they are copies of one another.
+    """
+    rows, zero = unit(x)
+    product = rows @ rows.mT
+    return product if zero is None else product + torch.outer(zero, zero)
