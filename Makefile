@@ -1,0 +1,52 @@
+# Every target sets itself up: python3 and make are all that has to be there. Folders can be moved, e.g. VENV=/tmp/venv.
+PYTHON ?= python3
+VENV ?= .venv
+WORKERS ?= 2
+BIN := $(VENV)/bin
+PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet -c constraints.txt
+# One thread per worker: the tests' models are tiny, and workers that share cores would wait for each other.
+TEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+.PHONY: help demo test wide lint format types generate docs clean
+
+help: ## what there is
+	@grep -E '^[a-z]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.for-use: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e ".[report]"
+	@touch $@
+
+$(VENV)/.for-work: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e ".[dev]"
+	@touch $@ $(VENV)/.for-use
+
+demo: $(VENV)/.for-use ## the shipped model on real pictures: a table, and demo/index.html
+	$(BIN)/foveate demo --out demo
+
+test: $(VENV)/.for-work ## all tests but the wide matrix
+	$(TEST)
+
+wide: $(VENV)/.for-work ## the wide matrix of methods, families and ways to call
+	$(TEST) -m wide
+
+lint: $(VENV)/.for-work ## ruff and the type checker
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.for-work ## what ruff can put right by itself
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+generate: $(VENV)/.for-work ## write the generated pages and the tables of README.md again
+	$(BIN)/python tools/gen_docs.py
+
+docs: $(VENV)/.for-work ## the site, in docs/_build/html; a warning is an error
+	$(BIN)/python tools/gen_docs.py --check
+	$(BIN)/python -m sphinx -W --keep-going --quiet -b html docs docs/_build/html
+
+clean: ## what was built, except the environment
+	rm -rf docs/_build demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

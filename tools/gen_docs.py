@@ -1,0 +1,402 @@
+"""Writes the pages that follow from the code: methods, families, the command line, and the tables of README.md.
+
+    python tools/gen_docs.py            write them
+    python tools/gen_docs.py --check    only say which are stale, and fail if one is
+
+Methods come from their cards and docstrings, families from adapters attached to tiny models of the tests, commands from
+the command line itself. What a method costs is counted while it runs on a synthetic view, so that nobody has to claim it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import inspect
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+MADE = "<!-- Made by tools/gen_docs.py from the code: change that, then run `make generate`. -->\n\n"
+N, D, K = 576, 1024, 64  # the view on which costs are counted: LLaVA-1.5's tokens, kept at a ninth
+HEADS, KEY_WIDTH, QUESTION = 16, 64, 12
+
+
+def main() -> int:
+    """Write the pages, or check them; the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if a page is stale")
+    check = parser.parse_args().check
+    stale = []
+    for path, text in sorted(pages().items()):
+        old = path.read_text() if path.exists() else ""
+        if old == text:
+            continue
+        stale.append(path)
+        if check:
+            diff = difflib.unified_diff(old.splitlines(), text.splitlines(), "committed", "generated", lineterm="", n=0)
+            print(f"{path.relative_to(ROOT)} is stale:", *list(diff)[2:14], sep="\n  ")
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+            print(f"wrote {path.relative_to(ROOT)}")
+    for path in sorted((ROOT / "docs" / "methods").glob("*.md")):
+        if path not in pages():
+            stale.append(path)
+            if check:
+                print(f"{path.relative_to(ROOT)} belongs to no method")
+            else:
+                path.unlink()
+                print(f"removed {path.relative_to(ROOT)}")
+    if check and stale:
+        print("run `make generate`", file=sys.stderr)
+    return int(check and bool(stale))
+
+
+_pages: dict[Path, str] = {}
+
+
+def pages() -> dict[Path, str]:
+    """Every generated file with its whole text."""
+    if not _pages:
+        docs, readme = ROOT / "docs", ROOT / "README.md"
+        methods = method_classes()
+        rows = family_rows()
+        _pages[docs / "methods" / "index.md"] = methods_page(methods)
+        for name, cls in methods.items():
+            _pages[docs / "methods" / f"{name}.md"] = method_page(cls)
+        _pages[docs / "families.md"] = families_page(rows)
+        _pages[docs / "cli.md"] = cli_page()
+        text = between(readme.read_text(), "methods", methods_table(methods, "docs/methods/"))
+        _pages[readme] = between(text, "families", families_line(rows))
+    return _pages
+
+
+def between(text: str, name: str, new: str) -> str:
+    """``text`` with what stands between the marks ``name:start`` and ``name:end`` replaced."""
+    start, end = f"<!-- {name}:start -->", f"<!-- {name}:end -->"
+    if text.count(start) != 1 or text.count(end) != 1:
+        raise SystemExit(f"README.md needs {start} and {end}, once each")
+    head, rest = text.split(start)
+    return f"{head}{start}\n\n{new.strip()}\n\n{end}{rest.split(end)[1]}"
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in [head, *rows]]
+    return "\n".join([lines[0], "|" + " --- |" * len(head), *lines[1:]]) + "\n"
+
+
+# -- methods -----------------------------------------------------------------------------------------------------------
+
+
+def method_classes() -> dict[str, Any]:
+    """The package's own methods; plug-ins that happen to be installed have pages of their own."""
+    from foveate import registry
+
+    return {name: cls for name, cls in registry.classes().items() if cls.__module__.startswith("foveate.methods.")}
+
+
+NEED = {
+    "attention": "attention rows of one tower block",
+    "keys": "keys of one tower block",
+    "question": "embeddings of the question",
+}
+COUNT = {
+    "fixed": "exactly the budget",
+    "grid": "the nearest grid within the budget",
+    "content": "decided by the input",
+}
+STAGE = {
+    "input": "before the tower",
+    "encoder": "in the tower",
+    "connector": "before the language model",
+    "layers": "in the language model",
+    "cache": "in the cache",
+}
+
+
+def paper_link(paper: str) -> str:
+    """A card's paper as a link."""
+    if paper.startswith("arXiv:"):
+        return f"[{paper}](https://arxiv.org/abs/{paper.removeprefix('arXiv:')})"
+    return paper or "baseline"
+
+
+def methods_table(methods: dict[str, Any], folder: str) -> str:
+    """One row per method."""
+    rows = []
+    for name, cls in methods.items():
+        card = cls.card
+        needs = ", ".join(card.needs) or "tokens only"
+        where = ", ".join(card.stages)
+        rows.append([f"[`{name}`]({folder}{name}.md)", card.title, paper_link(card.paper), where, needs, card.count])
+    return table(["method", "what it is", "paper", "stage", "looks at", "count"], rows)
+
+
+def methods_page(methods: dict[str, Any]) -> str:
+    """The overview."""
+    names = "\n".join(methods)
+    stages = "\n".join(f"- `{stage}`: {words}" for stage, words in STAGE.items())
+    return f"""{MADE}# Methods
+
+{methods_table(methods, "")}
+**Count** is how many tokens stay: `fixed` is exactly the budget, `grid` the nearest grid within it, `content` means that
+the input decides. **Stage** is where a method runs:
+
+{stages}
+
+**Looks at** is what a method reads besides the tokens themselves. `foveate methods` prints this table,
+`foveate method NAME` one card; both take `--json`.
+
+```{{toctree}}
+:hidden:
+
+{names}
+```
+"""
+
+
+def method_page(cls: Any) -> str:
+    """The page of one method."""
+    from foveate.cli.catalogue import options_of
+
+    card = cls.card
+    summary = (cls.__doc__ or "").split("Attributes:")[0].strip()
+    module = inspect.cleandoc(sys.modules[cls.__module__].__doc__ or "")
+    facts = [
+        ["paper", paper_link(card.paper)],
+        ["authors' code", f"<{card.code}> ({card.licence or 'no licence given'})" if card.code else "-"],
+        ["runs", ", ".join(f"`{s}` ({STAGE[s]})" for s in card.stages)],
+        ["sees features", f"{card.features} the connector"],
+        ["looks at", "; ".join(NEED[need] for need in card.needs) or "the tokens only"],
+        ["guided by the question", {"none": "no", "question": "yes"}[card.guidance]],
+        ["keeps", COUNT[card.count]],
+        ["touches", {"visual": "visual tokens", "all": "all tokens"}[card.touches]],
+        ["positions in the paper", card.positions if card.paper else "-"],
+        ["training", card.training],
+        ["modality", ", ".join(card.modality)],
+        ["mechanism", card.mechanism],
+    ]
+    options = options_of(cls)
+    code = f'with foveate.compress(model, "{card.name}", keep=64) as run:\n    out = model.generate(**inputs)'
+    parts = [
+        f"{MADE}# {card.name}\n\n**{card.title}**\n",
+        markdown(module) + "\n",
+        table(["", ""], facts),
+        f"## Use\n\n{markdown(inspect.cleandoc(summary))}\n\n```python\n{code}\n```\n",
+    ]
+    if options:
+        rows = [[f"`{o['name']}`", f"`{o['default']}`", o["meaning"] or "-"] for o in options]
+        first = options[0]
+        parts.append("## Options\n\n" + table(["option", "default", "meaning"], rows))
+        parts.append(f"In a plan: `{card.name}:keep=64,{first['name']}={first['default']}`.\n")
+    parts.append(f"## Cost\n\n{cost(cls)}\n")
+    if card.differences:
+        heading = "Differences from the paper" if card.paper else "Notes"
+        parts.append(f"## {heading}\n\n" + "\n".join(f"- {line}" for line in card.differences) + "\n")
+    return "\n".join(parts)
+
+
+def markdown(doc: str) -> str:
+    """A docstring's prose as Markdown: references to code become plain code."""
+    doc = re.sub(r":(?:class|func|meth|mod|attr|data):`~?([^`]*)`", r"`\1`", doc)
+    return doc.replace("``", "`")
+
+
+def cost(cls: Any) -> str:
+    """What choosing costs, counted while the method runs on a synthetic view."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from foveate import Extra, View
+
+    class Square(TorchDispatchMode):
+        """Notes whether a matrix with the tokens along both sides is ever made."""
+
+        seen = False
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            for one in out if isinstance(out, tuple | list) else (out,):
+                self.seen |= isinstance(one, torch.Tensor) and sum(side == N for side in one.shape) > 1
+            return out
+
+    gen = torch.Generator().manual_seed(0)
+    extras = {
+        "attention": Extra(torch.rand(HEADS, N, generator=gen)),
+        "keys": Extra(torch.randn(N, KEY_WIDTH, generator=gen)),
+        "question": Extra(torch.randn(QUESTION, D, generator=gen)),
+    }
+    card = cls.card
+    given = {name: extras[name] for name in card.needs}
+    view = View.on_grid(torch.randn(N, D, generator=gen), K, 24, 24, extras=given)
+    square = Square()
+    with FlopCounterMode(display=False) as counter, square:
+        answer = cls()(view)
+    products = counter.get_total_flops() / (2 * N * N * D)
+    if products == 0:
+        work = "no matrix product"
+    elif products < 0.1:
+        work = f"matrix products worth {products:.3f} of one n x n x d product"
+    else:
+        work = f"matrix products worth {products:.2f} of one n x n x d product"
+    matrix = "an n x n matrix is formed" if square.seen else "no n x n matrix is formed"
+    size = f"On {N} tokens of width {D} with {K} asked for, it makes {answer.m} tokens with {work}; {matrix}."
+    reads = []
+    if "attention" in card.needs:
+        reads.append(
+            "The tower's attention stays as it is (sdpa, flash); of one block the row of the CLS token is computed once "
+            "more, or all rows in chunks where there is no CLS token."
+        )
+    if "keys" in card.needs:
+        reads.append("The keys of the same block are read, not computed.")
+    if card.stages[0] == "input":
+        reads.append("The tower has fewer tokens to process as well.")
+    return " ".join([size, *reads])
+
+
+# -- families ----------------------------------------------------------------------------------------------------------
+
+
+def family_rows() -> list[dict[str, Any]]:
+    """What is true of each tested family, asked of an adapter on a tiny model of its real class."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    from transformers.utils import logging
+
+    import tiny
+    from foveate.errors import UnsupportedError
+    from foveate.families import adapt
+
+    logging.set_verbosity_error()
+    rows = []
+    for name in tiny.FAMILIES:
+        model = tiny.build(name)
+        family = adapt(model)
+        try:
+            family.score_attention()
+            scores = "attention received" if family.cls_row() is None else "CLS row"
+        except UnsupportedError:
+            scores = "none"
+        file = type(family).__module__.rpartition(".")[2]
+        rows.append(
+            {
+                "class": type(model).__name__,
+                "model_type": model.config.model_type,
+                "file": "" if file == "base" else f"families/{file}.py",
+                "scores": scores,
+                "before": family.rowwise is not None,
+                "resize": family.resizable,
+                "note": family.note,
+            }
+        )
+    return rows
+
+
+def families_line(rows: list[dict[str, Any]]) -> str:
+    """The families in one sentence, for the README."""
+    names = ", ".join(f"`{row['model_type']}`" for row in rows)
+    return f"{len(rows)} model types are tested, each on a small random instance of its real class: {names}."
+
+
+def families_page(rows: list[dict[str, Any]]) -> str:
+    """The capability table."""
+    yes = {True: "yes", False: "no"}
+    cells = [
+        [
+            f"`{row['model_type']}`",
+            f"`{row['class']}`",
+            f"`{row['file']}`" if row["file"] else "the convention",
+            row["scores"],
+            yes[row["before"]],
+            yes[row["resize"]],
+            row["note"] or "-",
+        ]
+        for row in rows
+    ]
+    head = ["model type", "class", "adapter", "tower scores", "before the connector", "`resize`", "note"]
+    return f"""{MADE}# Model families
+
+{families_line(rows)} `foveate families` lists them too, with `--json` for machines.
+
+{table(head, cells)}
+- **adapter**: the file under `src/foveate/` that says what is particular about the family. A model that follows the
+  convention of transformers needs none.
+- **tower scores**: what methods with `attention` get: the row of the tower's CLS token, or, without one, the attention
+  each token receives on average.
+- **before the connector**: whether methods that merge before the connector (VisionZip) can do so. Where the connector
+  joins several tower tokens into one, their reduction is applied after it, and their card says so.
+- **`resize`**: whether the tower takes pictures of another size than it was made for.
+
+Images are compressed in all of them. Video passes untouched, and the report says so. A model that is not in the table is
+probed when a plan is attached: if it follows the convention it works, else `UnsupportedError` names what is missing. See
+[how to add a family](contributing.md).
+
+Some processors of transformers need torchvision to prepare pictures. Foveate does not: see
+[troubleshooting](troubleshooting.md).
+"""
+
+
+# -- the command line --------------------------------------------------------------------------------------------------
+
+
+def cli_page() -> str:
+    """Every command with its arguments and options."""
+    import typer
+
+    from foveate.cli import app
+
+    root = typer.main.get_command(app)
+    return (
+        f"""{MADE}# Command line
+
+{sentence(root.help)}
+
+`foveate --help` lists the commands, `foveate COMMAND --help` explains one. Errors go to standard error as three lines
+(what, where, what to try) with exit status 2.
+
+{"".join(command_text(command, f"foveate {name}", 2) for name, command in root.commands.items())}""".rstrip()
+        + "\n"
+    )
+
+
+def command_text(command: Any, path: str, depth: int) -> str:
+    """One command, and those below it."""
+    if hasattr(command, "commands"):
+        below = "".join(command_text(c, f"{path} {name}", depth + 1) for name, c in command.commands.items())
+        return f"{'#' * depth} {path}\n\n{sentence(command.help)}\n\n{below}"
+    words = [path]
+    rows = []
+    for param in command.params:
+        is_argument = param.param_type_name == "argument"
+        name = param.name.upper() if is_argument else param.opts[0]
+        if is_argument:
+            words.append(name if param.required else f"[{name}]")
+        elif param.required:
+            words.append(f"{name} {param.name.upper()}")
+        default = param.default
+        if isinstance(default, list | tuple):
+            default = ", ".join(map(str, default))
+        shown = (
+            "required"
+            if param.required
+            else "-"
+            if default in (None, False, "", ()) or callable(default)
+            else f"`{default}`"
+        )
+        rows.append([f"`{name}`", shown, sentence(getattr(param, "help", "") or "") or "-"])
+    usage = f"```bash\n{' '.join(words)}\n```\n"
+    options = "\n" + table(["", "default", "meaning"], rows) if rows else ""
+    return f"{'#' * depth} {path}\n\n{sentence(command.help)}\n\n{usage}{options}\n"
+
+
+def sentence(text: str | None) -> str:
+    """Help text as one paragraph."""
+    return " ".join((text or "").split())
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT / "src"))
+    sys.exit(main())
