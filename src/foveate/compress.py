@@ -2,15 +2,15 @@
 
 One forward pre-hook on the top-level model shortens the prompt of every prefill: ids, mask, positions, labels, token
 types and features together. ``generate`` stays stock and still returns prompt and answer. Nothing of a call is kept on
-the model: a thread's current call lives in a thread-local, a conversation's memory on its cache.
+the model: what a call has to tell its cache travels in its arguments, and a conversation's memory lives on its cache.
 """
 
 from __future__ import annotations
 
 import inspect
 import threading
-import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,12 +22,24 @@ from .plan import Plan
 from .report import ImageReport, Report, Stopwatch
 from .stages import cache as caches
 from .stages import connector, encoder
-from .stages.follow import Cut, recount, shorten
+from .stages.connector import Picture
+from .stages.follow import IGNORED, Cut, recount, shorten
 from .tokens import Kind
 
-_attached: weakref.WeakKeyDictionary[nn.Module, Run] = weakref.WeakKeyDictionary()
 PIXELS = ("pixel_values", "pixel_values_videos", "pixel_values_images", "image_patches")
 READY = ("input", "connector")  # stages that exist
+ENDING = "_foveate_ending"  # attribute of shortened encoder outputs
+VIDEO = "video is not compressed yet: it passed untouched"
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What a cache has to remember once the call that shortened its prompt is over; see :func:`caches.remember`."""
+
+    removed: int
+    alive: Tensor
+    back: Tensor | None
+    needs_run: bool
 
 
 def compress(
@@ -71,39 +83,38 @@ class Run:
     Attributes:
         plan: what runs.
         family: the adapter that was found for the model.
-        reports: of the last call in each thread that made one; see :attr:`report`.
     """
 
     def __init__(self, model: nn.Module, plan: Plan, processor: Any = None) -> None:
         self.plan = plan
-        self.modules = _layers_of(model)
-        inner = self.modules[-1]
-        if inner in _attached:
+        self.model, modules = _unwrapped(model)
+        if (other := _run_on(self.model)) is not None:
             raise UnsupportedError(
-                f"{type(inner).__name__} is already compressed by {_attached[inner].plan}",
+                f"{type(self.model).__name__} is already compressed by {other.plan}",
                 hint='remove that run first, or write both into one plan: "first:keep=0.5 > second:keep=0.5"',
             )
         for step in plan.steps:
             if step.stage not in READY:
                 raise UnsupportedError(
-                    f"stage {step.stage!r} of {step.method.name} is not available", hint=f"stages: {', '.join(READY)}"
+                    f"stage {step.stage!r} is not available yet",
+                    where=f"method {step.method.name}",
+                    hint=f"stages: {', '.join(READY)}",
                 )
-        self.family: Family = adapt(inner)
-        self._special = _special_ids(inner, processor)
+        self.family: Family = adapt(self.model)
+        self._special = _special_ids(self.model, processor)
         self._needs_question = any("question" in s.method.card.needs for s in plan.steps)
         self._here = threading.local()
         self._last: Report | None = None
-        self._undo: list[Callable[[], None]] = []
+        self._undo: list[Callable[[], object]] = []
         try:
-            self._undo += encoder.watch(self.family, plan)
-            for module in self.modules:
-                before = module.register_forward_pre_hook(self._before, with_kwargs=True)
+            encoder.watch(self.family, plan, self._undo)
+            for module in modules:
+                self._undo.append(module.register_forward_pre_hook(self._before, with_kwargs=True).remove)
                 after = module.register_forward_hook(self._after, with_kwargs=True, always_call=True)
-                self._undo += [before.remove, after.remove]
-        except Exception:
-            self._take_off()
+                self._undo.append(after.remove)
+        except BaseException:
+            self.remove()
             raise
-        _attached[inner] = self
 
     # -- for the user ----------------------------------------------------------------------------------------------
 
@@ -118,11 +129,6 @@ class Run:
 
     def remove(self) -> None:
         """Take every hook off the model. Harmless when called again."""
-        self._take_off()
-        if _attached.get(self.modules[-1]) is self:
-            del _attached[self.modules[-1]]
-
-    def _take_off(self) -> None:
         while self._undo:
             self._undo.pop()()
 
@@ -135,194 +141,239 @@ class Run:
     def __repr__(self) -> str:
         return f"<Run {self.plan} on {self.family.name}, {'attached' if self.active else 'removed'}>"
 
+    def __reduce__(self):
+        raise UnsupportedError(
+            f"a model cannot be copied or pickled while {self.plan} is attached to it",
+            hint="run.remove() first, and attach again to the copy",
+        )
+
     # -- one call --------------------------------------------------------------------------------------------------
 
     def _before(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]):
-        # A PEFT model calls the model it wraps: the outermost hook does the work.
-        self._here.depth = getattr(self._here, "depth", 0) + 1
-        if self._here.depth > 1:
-            return None
-        self._here.ending = None
         kwargs = _named(module, args, kwargs)
         past = kwargs.get("past_key_values")
         memory = caches.memory_of(past)
+        images = (kwargs.get("mm_encoder_outputs") or {}).get("image")
+        if (memory is not None and memory.prepared) or hasattr(images, ENDING):
+            return None  # a wrapper around the model was called, and its hook has done the work
         new = self._prompt(kwargs, past, memory)
-        if new is None and memory is not None:
-            new = self._later(kwargs, past, memory)
-        return None if new is None and not args else ((), new or kwargs)
+        return None if new is kwargs else ((), new)
 
-    def _after(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any):
-        self._here.depth -= 1
-        if self._here.depth:
-            return None
+    def _after(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
         memory = caches.memory_of(kwargs.get("past_key_values"))
         if memory is not None:
             memory.prepared = False
-        ending, self._here.ending = self._here.ending, None
-        if ending is not None and output is not None:
-            ending(_cache_in(output) or kwargs.get("past_key_values"))
-        return None
+        images = (kwargs.get("mm_encoder_outputs") or {}).get("image")
+        ending: Ending | None = getattr(images, ENDING, None)
+        if ending is None or output is None:
+            return
+        cache = _cache_in(output) or kwargs.get("past_key_values")
+        if cache is not None:
+            caches.remember(cache, ending.removed, ending.alive, ending.back, ending.needs_run)
+            setattr(images, ENDING, None)  # once
 
-    def _prompt(self, kwargs: dict[str, Any], past: Any, memory: caches.Memory | None) -> dict[str, Any] | None:
-        """The call's arguments with its images compressed, or None if it has none."""
-        encoded = dict(kwargs.get("mm_encoder_outputs") or {})
+    def _prompt(self, kwargs: dict[str, Any], past: Any, memory: caches.Memory | None) -> dict[str, Any]:
+        """The call's arguments with its images compressed; the same object if nothing has to change."""
+        encoded = kwargs.get("mm_encoder_outputs") or {}
         pixels = [name for name in PIXELS if kwargs.get(name) is not None]
-        if not pixels and encoded.get("image") is None:
-            return None
-        ids = kwargs.get("input_ids")
-        if ids is None:
+        if not pixels and not any(output is not None for output in encoded.values()):
+            return self._later(kwargs, past, memory)
+        if kwargs.get("input_ids") is None:
             raise UnsupportedError(
-                "the call has images but inputs_embeds instead of input_ids, so that its visual tokens cannot be told apart",
+                "the call has images, but inputs_embeds instead of input_ids: its visual tokens cannot be told apart",
                 where=f"family {self.family.name}",
-                hint="pass input_ids, or merge an image into inputs_embeds after compressing it yourself",
+                hint="pass input_ids, and the images as pixels or mm_encoder_outputs",
             )
-        kwargs = dict(kwargs)
-        for modality in ("image", "video"):
-            arguments = self.family.encoder_arguments(kwargs, modality)
-            if encoded.get(modality) is None and any(name in arguments for name in PIXELS):
-                function = getattr(self.family.core, f"get_{modality}_features")
-                encoded[modality] = function(**arguments, return_dict=True)
-        for name in pixels:
-            del kwargs[name]
-        kwargs["mm_encoder_outputs"] = encoded
+        given = kwargs
+        if pixels:
+            kwargs = self._encoded(kwargs, pixels)
+            encoded = kwargs["mm_encoder_outputs"]
+        notes = (VIDEO,) if encoded.get("video") is not None else ()
         output = encoded.get("image")
         if output is None:
-            self._done(Report(str(self.plan), (), ids.shape[1], ids.shape[1], 0, ("video is not compressed yet: untouched",)))
-            return self._later(kwargs, past, memory) or kwargs
-        carried = encoder.encoded_of(output)
+            length = kwargs["input_ids"].shape[1]
+            self._done(Report(str(self.plan), (), length, length, self.family.decoder_layers(), notes))
+            return self._later(kwargs, past, memory)
+        carried = encoder.encoded_of(output, self.plan)
         if carried is None:
             raise UnsupportedError(
                 "the image features were not encoded under this run",
-                where=f"family {self.family.name}",
-                hint="no prefill_chunk_size; encode (get_image_features) while the run is attached",
+                where=f"family {self.family.name}, plan {self.plan}",
+                hint="encode (get_image_features) while the run is attached; no prefill_chunk_size",
             )
-        mask = kwargs.get("attention_mask")
-        if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 2):
-            raise UnsupportedError(
-                "the attention mask is not two-dimensional, as with a static cache or a mask of your own",
-                where=f"family {self.family.name}",
-                hint="no cache_implementation, and a (batch, length) mask",
-            )
-        if past is not None:
-            caches.check_supported(past)
-        return self._shortened(kwargs, output, carried, past, memory)
+        watch = Stopwatch(kwargs["input_ids"].device)
+        prompts, repeat = self._reduced(kwargs, output, carried)
+        pictures = [p for prompt in prompts for p in prompt]
+        before = after = kwargs["input_ids"].shape[1]
+        if all(p.reduction is None for p in pictures):
+            new = self._later(kwargs, past, memory)
+        else:
+            new = self._shortened(kwargs, output, prompts, repeat, past, memory)
+            after = new["input_ids"].shape[1]
+        self._done(self._summary(pictures, before, after, notes, watch))
+        return given if new is kwargs and not pixels else new
+
+    def _encoded(self, kwargs: dict[str, Any], pixels: list[str]) -> dict[str, Any]:
+        """The arguments of a plain forward call as ``generate`` would hand them over: encoded."""
+        encoded = dict(kwargs.get("mm_encoder_outputs") or {})
+        rest = dict(kwargs)
+        for modality in ("image", "video"):
+            arguments = self.family.encoder_arguments(kwargs, modality)
+            if encoded.get(modality) is None and (used := [name for name in pixels if name in arguments]):
+                encoded[modality] = getattr(self.family.core, f"get_{modality}_features")(**arguments, return_dict=True)
+                for name in used:
+                    del rest[name]
+        return rest | {"mm_encoder_outputs": encoded}
+
+    def _reduced(
+        self, kwargs: dict[str, Any], output: Any, carried: encoder.Encoded
+    ) -> tuple[list[list[Picture]], int]:
+        """The pictures of each prompt, reduced, and how many batch rows each prompt has."""
+        family, ids = self.family, kwargs["input_ids"]
+        prompts, repeat = connector.find_pictures(family, ids, kwargs, output, carried)
+        text = _questions(kwargs) if self._needs_question else None
+        for sample, pictures in enumerate(prompts):
+            question = None
+            if pictures and text is not None:
+                row = sample * repeat
+                question = connector.question_embeddings(family, ids[row], text[row], self._special.to(ids.device))
+            connector.reduce(family, self.plan, pictures, question)
+        return prompts, repeat
 
     def _shortened(
-        self, kwargs: dict[str, Any], output: Any, carried: encoder.Encoded, past: Any, memory: caches.Memory | None
-    ) -> dict[str, Any] | None:
+        self,
+        kwargs: dict[str, Any],
+        output: Any,
+        prompts: list[list[Picture]],
+        repeat: int,
+        past: Any,
+        memory: caches.Memory | None,
+    ) -> dict[str, Any]:
+        """The call's arguments without the columns that the pictures lost."""
         family, ids, mask = self.family, kwargs["input_ids"], kwargs.get("attention_mask")
-        watch = Stopwatch(ids.device)
-        length = ids.shape[1]
-        valid = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask[:, mask.shape[1] - length :].bool()
-        prompts, repeat = connector.find_pictures(family, ids, kwargs, output, carried)
-        full = {id(p): p.layout for prompt in prompts for p in prompt}
-        for sample, pictures in enumerate(prompts):
-            row = sample * repeat
-            question = None
-            if pictures and self._needs_question:
-                question = connector.question_embeddings(family, ids[row], valid[row], self._special)
-            connector.reduce(family, self.plan, pictures, question)
-        everything = [p for prompt in prompts for p in prompt]
-        touched = any(p.asked and min(p.asked) < p.counts[0] for p in everything)
-        if not touched:
-            self._done(self._summary(everything, full, length, length, watch))
-            return self._later(kwargs, past, memory) or kwargs
+        if past is not None:
+            caches.check_supported(past, f"family {family.name}, plan {self.plan}")
+        self._check_mask(mask)
+        rows, length = ids.shape
+        counts, right = [length] * rows, False
+        valid = torch.ones_like(ids, dtype=torch.bool)
+        if mask is not None:
+            valid = mask[:, mask.shape[1] - length :].bool()
+            counts, ends = torch.stack([valid.sum(1), valid[:, -1]]).tolist()
+            right = not all(ends)
+        whole = min(counts) == length
 
         keep = valid.clone()
-        features, planes = [], []
-        for sample, pictures in enumerate(prompts):
-            for row in range(sample * repeat, (sample + 1) * repeat):
-                for p in pictures:
+        features: list[Tensor] = []
+        planes: list[list[Tensor]] = []
+        for row in range(rows):
+            for p in prompts[row // repeat]:
+                if p.reduction is not None:
                     keep[row, p.places] = False
-                    keep[row, p.places[p.reduction.anchor]] = True
-                    features.append(p.x)
-                    planes.append(p.planes)
+                    keep[row, p.places[p.reduction.anchor.to(p.places.device)]] = True
+                    counts[row] -= p.reduction.n - p.reduction.m
+                features.append(p.x)
+                planes.append(p.planes)
+        lost = sum(p.reduction.n - p.reduction.m for prompt in prompts for p in prompt if p.reduction is not None)
         # Padding leaves with the rest, unless all of it is needed to keep the rows equally long.
-        right = mask is not None and not bool(valid[:, -1].all())
-        cut = Cut.keeping(keep, right)
-        if cut.removed == 0 and not cut.all_alive:
-            cut = Cut(torch.arange(length, device=ids.device).expand_as(ids), keep, length, False)
+        cut = Cut.keeping(keep, counts, right) if lost else Cut.nothing(valid, whole)
+
         counted = 0 if past is None else int(past.get_seq_length())
-        positions = kwargs.get("position_ids")
-        if positions is None:
-            positions = family.positions(kwargs, counted)
-        new = shorten(kwargs, cut, valid, positions, family.pad_token_id)
-        if memory is not None and memory.back is not None:
-            new["position_ids"] = new["position_ids"] - memory.back
-        back = None
-        if self.plan.positions == "contiguous":
-            new["position_ids"], back = recount(new["position_ids"], cut.alive)
-        joined = [torch.cat(stack) for stack in zip(*planes, strict=True)]
-        new["mm_encoder_outputs"] = {**kwargs["mm_encoder_outputs"], "image": family.replaced(output, features, joined)}
         stored = 0 if past is None else caches.stored_columns(past)
-        earlier = self._earlier(mask, memory, stored, counted, cut.alive)
-        alive = cut.alive if earlier is None else torch.cat([earlier, cut.alive], 1)
-        whole = cut.all_alive and (earlier is None or bool(earlier.all()))
-        new["attention_mask"] = self._mask(kwargs, cut, alive, whole, memory)
+        positions = self._positions(kwargs, counted, memory)
+        new = shorten(kwargs, cut, valid & ~keep, positions, family.pad_token_id)
+        back = None
+        if self.plan.positions == "contiguous" and lost:
+            new["position_ids"], back = recount(new["position_ids"], cut.alive)
+
+        alive, hidden = cut.alive, not cut.all_alive
+        if stored:
+            earlier = self._earlier(mask, memory, stored, counted, rows, ids.device)
+            hidden = hidden or not bool(earlier.all())
+            alive = torch.cat([earlier, alive], 1)
+        gap = 0 if memory is None else memory.removed
+        if lost or gap or (memory is not None and memory.needs_run):
+            # Without a cache the library reads gaps in position ids as borders of packed sequences, unless it is given
+            # a mask. With one, no mask is the faster call.
+            new["attention_mask"] = None
+            if hidden or past is None:
+                new["attention_mask"] = torch.cat([alive.new_zeros(rows, gap), alive], 1).long()
+            new |= self._one_sequence(new, hidden, stored)
         if memory is not None:
             memory.prepared = True
-        renumbered = back is not None and bool((back != 0).any())
-
-        def ending(cache: Any) -> None:
-            if cache is not None:
-                caches.remember(cache, cut.removed, alive, back if renumbered else None, renumbered or not whole)
-
-        self._here.ending = ending
-        self._done(self._summary(everything, full, length, cut.index.shape[1], watch))
+        joined = [torch.cat(stack) for stack in zip(*planes, strict=True)]
+        shortened = family.replaced(output, features, joined)
+        unfit = bool(lost) and (hidden or back is not None)
+        setattr(shortened, ENDING, Ending(cut.removed, alive, back, unfit))
+        new["mm_encoder_outputs"] = {**kwargs["mm_encoder_outputs"], "image": shortened}
         return new
 
-    def _earlier(self, mask, memory, stored: int, counted: int, alive: Tensor) -> Tensor | None:
-        """(b, stored) which columns of an earlier turn are not padding; None if there is no earlier turn."""
-        if not stored:
-            return None
+    def _one_sequence(self, new: dict[str, Any], hidden: bool, stored: int) -> dict[str, Any]:
+        """Flash attention reads gaps in the positions of a single row as borders of packed sequences; say it is one."""
+        ids, positions = new["input_ids"], new["position_ids"]
+        flash = "flash" in (self.model.config.get_text_config()._attn_implementation or "")
+        if not flash or hidden or len(ids) > 1 or self.plan.positions == "contiguous":
+            return {}
+        if stored:
+            raise UnsupportedError(
+                "flash attention cannot continue a cache with positions that have gaps",
+                where=f"family {self.family.name}, {stored} stored columns, positions={self.plan.positions!r}",
+                hint='positions="contiguous", or attn_implementation="sdpa"',
+            )
+        borders = torch.tensor([0, ids.shape[1]], dtype=torch.int32, device=positions.device)
+        return {f"cu_seq_lens_{x}": borders for x in "qk"} | {f"max_length_{x}": ids.shape[1] for x in "qk"}
+
+    def _earlier(
+        self, mask: Tensor | None, memory: caches.Memory | None, stored: int, counted: int, rows: int, device: Any
+    ) -> Tensor:
+        """(b, stored) which columns of an earlier turn are not padding."""
         if memory is not None:
             return memory.columns(None if mask is None else mask[:, :counted], stored, 0)
         if mask is not None and mask.shape[1] >= counted:
             return mask[:, :stored].bool()
-        return torch.ones(len(alive), stored, dtype=torch.bool, device=alive.device)
+        return torch.ones(rows, stored, dtype=torch.bool, device=device)
 
-    def _mask(self, kwargs: dict[str, Any], cut: Cut, alive: Tensor, whole: bool, memory) -> Tensor | None:
-        if cut.removed == 0 and memory is None:
-            return kwargs.get("attention_mask")
-        gap = memory.removed if memory is not None else 0
-        if whole and kwargs.get("past_key_values") is not None:
-            return None
-        # Without a cache the library reads gaps in position ids as borders of packed sequences, unless it is given a mask.
-        hidden = torch.zeros(len(alive), gap, dtype=torch.bool, device=alive.device)
-        return torch.cat([hidden, alive], 1).long()
-
-    def _later(self, kwargs: dict[str, Any], past: Any, memory: caches.Memory | None) -> dict[str, Any] | None:
+    def _later(self, kwargs: dict[str, Any], past: Any, memory: caches.Memory | None) -> dict[str, Any]:
         """Arguments of a call on a cache that holds a shortened prompt: decoding, or a turn without new images."""
-        if memory is None:
-            return None
+        if memory is None or not memory.needs_run:
+            return kwargs
         ids = kwargs["input_ids"] if kwargs.get("input_ids") is not None else kwargs["inputs_embeds"]
         given = kwargs.get("attention_mask")
-        if given is not None and (not isinstance(given, Tensor) or given.ndim != 2):
-            raise UnsupportedError("a later call needs a two-dimensional attention mask", hint="leave the mask to generate")
+        self._check_mask(given)
+        positions = self._positions(kwargs, int(past.get_seq_length()), memory)  # before the mask, along which some count
         memory.prepared = True
-        new = dict(kwargs)
-        new["attention_mask"] = memory.mask(given, caches.stored_columns(past), ids.shape[1])
-        if memory.back is not None:
-            positions = kwargs.get("position_ids")
-            if positions is None:
-                positions = self.family.positions(kwargs, int(past.get_seq_length()))
-            back = memory.back
-            if back.shape[-2] != positions.shape[-2]:
-                back = back.repeat_interleave(positions.shape[-2] // back.shape[-2], -2)
-            new["position_ids"] = positions - back
-        return new
+        mask = memory.mask(given, caches.stored_columns(past), ids.shape[1])
+        return {**kwargs, "attention_mask": mask, "position_ids": positions}
+
+    def _positions(self, kwargs: dict[str, Any], counted: int, memory: caches.Memory | None) -> Tensor:
+        """Position ids of all columns of the call; earlier turns may have moved them back."""
+        positions = kwargs.get("position_ids")
+        if positions is None:
+            positions = self.family.positions(kwargs, counted)
+        if memory is not None and memory.back is not None:
+            positions = positions - _rows(memory.back, positions)
+        return positions
+
+    def _check_mask(self, mask: Any) -> None:
+        if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 2):
+            raise UnsupportedError(
+                "the attention mask is not two-dimensional, as with a static cache or a mask of your own",
+                where=f"family {self.family.name}, plan {self.plan}",
+                hint="no cache_implementation, and a (batch, length) mask",
+            )
 
     # -- what happened ---------------------------------------------------------------------------------------------
 
     def _done(self, report: Report) -> None:
         self._here.report = self._last = report
 
-    def _summary(self, pictures, full, before: int, after: int, watch: Stopwatch) -> Report:
-        names = [str(s) for s in self.plan.steps if s.stage in READY]
+    def _summary(
+        self, pictures: list[Picture], before: int, after: int, notes: tuple[str, ...], watch: Stopwatch
+    ) -> Report:
+        names = [str(step) for step in self.plan.steps]
         images = []
         for p in pictures:
-            layout = full[id(p)]
-            structure = layout.n - p.counts[0]
+            anchors = torch.arange(p.full.n) if p.reduction is None else p.reduction.anchor.to("cpu")
             images.append(
                 ImageReport(
                     p.sample,
@@ -330,43 +381,86 @@ class Run:
                     p.counts[0],
                     p.counts[-1],
                     tuple(zip(names, p.asked, p.counts[1:], strict=True)),
-                    structure,
+                    p.full.n - p.counts[0],
                     int((p.layout.kind != Kind.CONTENT).sum()),
-                    p.reduction.anchor.to("cpu"),
-                    layout.grids,
-                    layout.boxes,
-                    layout.tile,
-                    layout.row,
-                    layout.col,
-                    layout.kind,
+                    anchors,
+                    p.full.grids,
+                    p.full.boxes,
+                    p.full.tile,
+                    p.full.row,
+                    p.full.col,
+                    p.full.kind,
+                    p.capped,
+                    p.reduction,
                 )
             )
-        return Report(str(self.plan), tuple(images), before, after, self.family.decoder_layers(), (), watch.stop())
+        return Report(str(self.plan), tuple(images), before, after, self.family.decoder_layers(), notes, watch.stop())
 
 
-def _layers_of(model: nn.Module) -> list[nn.Module]:
-    """The model and, for a PEFT model, what it wraps, outermost first; the last is the transformers model."""
+def _unwrapped(model: nn.Module) -> tuple[nn.Module, list[nn.Module]]:
+    """The transformers model, and the modules through which it is called, outermost first.
+
+    A PEFT tuner calls ``forward`` of the model that it wraps, past its hooks, while ``generate`` goes to the model.
+    """
     if not isinstance(model, nn.Module):
         raise UnsupportedError(f"{type(model).__name__} is not a model", hint="pass pipeline.model, not the pipeline")
-    found = [model]
-    if hasattr(model, "get_base_model") and hasattr(model, "peft_config"):
-        found += [m for m in (getattr(model, "base_model", None), model.get_base_model()) if isinstance(m, nn.Module)]
-        found = list(dict.fromkeys(found))
-    if not hasattr(found[-1], "config") or not hasattr(found[-1], "get_input_embeddings"):
+    modules = [model]
+    if hasattr(model, "peft_config"):
+        if hasattr(model, "get_base_model"):
+            modules = [model.base_model, model.get_base_model()]
+        else:  # the tuner itself
+            modules = [model, model.model]
+        modules = list(dict.fromkeys(modules))  # prompt tuning has no tuner in between
+    inner = modules[-1]
+    if not hasattr(inner, "config") or not hasattr(inner, "get_input_embeddings"):
         raise UnsupportedError(
-            f"{type(found[-1]).__name__} is not a transformers model", hint="AutoModelForImageTextToText.from_pretrained"
+            f"{type(inner).__name__} is not a transformers model", hint="AutoModelForImageTextToText.from_pretrained"
         )
-    return found
+    return inner, modules
 
 
-def _special_ids(model: nn.Module, processor: Any) -> set[int]:
+def _run_on(model: nn.Module) -> Run | None:
+    hooks: Iterator[Any] = (getattr(hook, "__self__", None) for hook in model._forward_pre_hooks.values())
+    return next((owner for owner in hooks if isinstance(owner, Run)), None)
+
+
+def _special_ids(model: nn.Module, processor: Any) -> Tensor:
+    """Ids that are no words: those of the processor's tokenizer, and those that the model's configuration names."""
     tokenizer = getattr(processor, "tokenizer", processor)
     ids = set(getattr(tokenizer, "all_special_ids", None) or ())
-    for config in (getattr(model, "generation_config", None), model.config.get_text_config()):
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            value = getattr(config, name, None)
-            ids |= set(value if isinstance(value, list) else [] if value is None else [value])
-    return ids
+    config: Any = model.config
+    for source in (getattr(model, "generation_config", None), config, config.get_text_config()):
+        for name, value in vars(source).items() if source is not None else ():
+            if name.endswith(("_token_id", "_token_ids", "_token_index")):
+                ids |= {i for i in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(i, int)}
+    return torch.tensor(sorted(ids), dtype=torch.long)
+
+
+def _questions(kwargs: dict[str, Any]) -> Tensor:
+    """(b, L) columns that may belong to a question: not padding, and not an answer that is there to be scored.
+
+    Labels mark an answer; so does ``logits_to_keep``, which assisted decoding sets to one more than its draft has.
+    """
+    ids, mask, labels = kwargs["input_ids"], kwargs.get("attention_mask"), kwargs.get("labels")
+    text = torch.ones_like(ids, dtype=torch.bool)
+    if isinstance(mask, Tensor) and mask.ndim == 2:
+        text = mask[:, mask.shape[1] - ids.shape[1] :].bool()
+    if isinstance(labels, Tensor):
+        text = text & (labels == IGNORED).to(ids.device)
+    kept = kwargs.get("logits_to_keep")
+    if isinstance(kept, int) and 1 < kept <= ids.shape[1]:
+        text = text.clone()
+        text[:, ids.shape[1] - kept + 1 :] = False
+    return text
+
+
+def _rows(back: Tensor, positions: Tensor) -> Tensor:
+    """``back`` for positions with another number of axes. Of four, the first counts text and rotates nothing."""
+    if back.ndim == 2 or positions.ndim == 2:
+        return back if positions.ndim == back.ndim else (back[0] if back.ndim == 3 else back[None])
+    if len(positions) == 4 and len(back) == 3:
+        return torch.cat([back[:1], back])
+    return back[1:] if len(back) == 4 and len(positions) != 4 else back
 
 
 def _named(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .tokens import Reduction
+
 
 @dataclass(frozen=True)
 class ImageReport:
@@ -22,6 +24,9 @@ class ImageReport:
         structure_in, structure_out: newline and separator tokens among the features, before and after.
         kept: (m,) anchors among the image's tokens, structure included, ascending, on the CPU.
         grids, boxes, tile, row, col, kind: where the image's tokens lay before, see :class:`foveate.families.Layout`.
+        capped: True if the image had fewer tokens than a step asked for.
+        reduction: from the image's tokens, structure included, to what is left, on the model's device; None if every
+            step kept everything.
     """
 
     sample: int
@@ -38,11 +43,8 @@ class ImageReport:
     row: Tensor
     col: Tensor
     kind: Tensor
-
-    @property
-    def capped(self) -> bool:
-        """True if the image had no more tokens than were asked for, so that nothing was dropped."""
-        return all(asked >= self.tokens_in for _, asked, _ in self.stages)
+    capped: bool = False
+    reduction: Reduction | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,7 @@ class Report:
                     "tokens_out": i.tokens_out,
                     "structure_in": i.structure_in,
                     "structure_out": i.structure_out,
+                    "capped": i.capped,
                     "stages": [list(s) for s in i.stages],
                     "kept": i.kept.tolist(),
                 }

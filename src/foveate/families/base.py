@@ -34,6 +34,7 @@ class Layout:
         boxes: (left, top, right, bottom) of each tile in the picture, in shares of its width and height.
         source: (n, s) tower tokens (CLS left out, tiles one after another) that were joined into each token; -1 where
             there are fewer than s, and for structure.
+        patches: tower tokens of the unit, those that feed no token included; 0 stands for the largest in ``source``.
         line: (n,) line of text-like structure each token belongs to: a newline token stays if any content token of its
             line does. None where there is no such structure.
 
@@ -48,6 +49,11 @@ class Layout:
     boxes: tuple[tuple[float, float, float, float], ...]
     source: Tensor
     line: Tensor | None = None
+    patches: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.patches:
+            object.__setattr__(self, "patches", int(self.source.max()) + 1)
 
     @property
     def n(self) -> int:
@@ -84,7 +90,7 @@ class Layout:
             lines = max(lines, int(line.max()) + 1)
             parts.append((one.tile + tiles, nn.functional.pad(source, (0, width - source.shape[1]), value=-1)))
             tiles += len(one.grids)
-            towers += int(one.source.max()) + 1
+            towers += one.patches
         return cls(
             torch.cat([one.row for one in layouts]),
             torch.cat([one.col for one in layouts]),
@@ -94,6 +100,7 @@ class Layout:
             tuple(b for one in layouts for b in one.boxes),
             torch.cat([source for _, source in parts]),
             torch.cat(closing) if any(one.line is not None for one in layouts) else None,
+            towers,
         )
 
 
@@ -115,6 +122,7 @@ class Family:
 
     name: ClassVar[str] = "convention"
     model_types: ClassVar[tuple[str, ...]] = ()  # values of config.model_type
+    core_name: ClassVar[str] = "model"  # attribute of the model that encodes and merges
     features: ClassVar[str] = "pooler_output"  # field of the encoder's output that holds the features
     has_cls: ClassVar[bool | None] = None  # None: ask the tower
     rowwise: ClassVar[str | None] = None  # connector module that maps each tower token to one token, if it is one
@@ -123,7 +131,7 @@ class Family:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.core = getattr(model, "model", model)
+        self.core: Any = getattr(model, self.core_name) if hasattr(model, self.core_name) else model
         self.config: Any = model.config
         fault = ""
         if not callable(getattr(self.core, "get_image_features", None)):
@@ -169,6 +177,15 @@ class Family:
             places: positions of each unit's placeholders.
         """
         return [[i] for i in range(len(places))]
+
+    def boxes(self, ids: Tensor, places: list[Tensor]) -> tuple[tuple[float, float, float, float], ...] | None:
+        """Boxes of the tiles of one image, where its units are tiles; None if the layouts know them.
+
+        Args:
+            ids: (L,) token ids of the prompt.
+            places: positions of the placeholders of the image's units.
+        """
+        return None
 
     def positions(self, kwargs: dict[str, Any], past: int) -> Tensor:
         """Position ids that the model would make by itself, (b, L) or (axes, b, L), before anything is dropped."""
@@ -288,7 +305,9 @@ class Family:
     def cls_row(self) -> int | None:
         """Row of the CLS token in the tower's sequence, or None."""
         if self.has_cls is None:
-            has = any(name.split(".")[-1] in ("class_embedding", "cls_token") for name, _ in self.tower().named_parameters())
+            has = any(
+                name.split(".")[-1] in ("class_embedding", "cls_token") for name, _ in self.tower().named_parameters()
+            )
             return 0 if has else None
         return 0 if self.has_cls else None
 
@@ -304,7 +323,7 @@ class Family:
             One (tower tokens, ...) tensor per unit, in the order ``Layout.source`` counts.
         """
         flat = torch.cat([v.flatten(0, 1) for v in values])
-        return list(flat.split([int(one.source.max()) + 1 for one in layouts]))
+        return list(flat.split([one.patches for one in layouts]))
 
     # -- the language model ----------------------------------------------------------------------------------------
 
@@ -317,4 +336,3 @@ def _attention_of(block: nn.Module) -> nn.Module | None:
         if isinstance(module := getattr(block, name, None), nn.Module) and hasattr(module, "config"):
             return module
     return None
-

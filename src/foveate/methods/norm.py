@@ -12,7 +12,11 @@ from ..tokens import View
 
 @dataclass(frozen=True)
 class Norm(ScoreMethod):
-    """Keep the tokens with the largest Euclidean norm (``largest=False``: the smallest)."""
+    """Keep the tokens with the largest Euclidean norm.
+
+    Attributes:
+        largest: False keeps the smallest instead.
+    """
 
     card = Card(
         name="norm",

@@ -7,6 +7,8 @@ masks, ``generate`` on a returned cache, positions.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache as memo
 from typing import Any
@@ -33,12 +35,12 @@ class Memory:
 
     removed: int
     alive: Tensor
-    back: Tensor | None
-    needs_run: bool
-    prepared: bool = True
+    back: Tensor | None = None
+    needs_run: bool = False
+    prepared: bool = False
 
-    def mask(self, given: Tensor | None, stored: int, fresh: int) -> Tensor | None:
-        """The 2D mask for a later call, or None if it may attend to all that is stored.
+    def mask(self, given: Tensor | None, stored: int, fresh: int) -> Tensor:
+        """(b, removed + stored + fresh) the 2D mask for a later call.
 
         Args:
             given: (b, columns the caller counts) the caller's mask, or None.
@@ -46,22 +48,28 @@ class Memory:
             fresh: columns the call adds.
         """
         alive = self.columns(given, stored, fresh)
-        if given is None and not self.needs_run:
-            return None
-        gap = torch.zeros(len(alive), self.removed, dtype=torch.bool, device=alive.device)
-        return torch.cat([gap, alive], dim=1).long()
+        return torch.cat([alive.new_zeros(len(alive), self.removed), alive], dim=1).long()
 
     def columns(self, given: Tensor | None, stored: int, fresh: int) -> Tensor:
         """(b, stored + fresh) which columns are not padding."""
         later = stored + fresh - self.alive.shape[1]
         if given is None:
-            tail = torch.ones(len(self.alive), later, dtype=torch.bool, device=self.alive.device)
+            tail = self.alive.new_ones(len(self.alive), later)
         else:
-            tail = given[:, given.shape[1] - later :].bool()
-        alive = self.alive.to(tail.device)
-        if len(alive) != len(tail):  # several returns or beams made from a cache that was expanded
-            alive = alive.repeat_interleave(len(tail) // len(alive), 0)
-        return torch.cat([alive, tail], dim=1)
+            tail = given[:, given.shape[1] - later :].bool().to(self.alive.device)
+        if len(self.alive) != len(tail):
+            raise UnsupportedError(
+                f"the call has {len(tail)} rows, its cache was filled with {len(self.alive)}",
+                where="continuing on past_key_values",
+                hint="cache.batch_repeat_interleave or batch_select_indices, so that the cache knows",
+            )
+        return torch.cat([self.alive, tail], dim=1)
+
+    def each_row(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Let what is kept per batch row follow the cache. change: from (b, ...) to (b', ...)."""
+        self.alive = change(self.alive)
+        if self.back is not None:
+            self.back = change(self.back.movedim(-2, 0)).movedim(0, -2)
 
 
 def memory_of(cache: object) -> Memory | None:
@@ -71,64 +79,108 @@ def memory_of(cache: object) -> Memory | None:
 
 @memo
 def _logical(base: type) -> type:
-    """A cache layer class that stores less than it counts. ``removed`` is set on the instance."""
+    """A cache layer class that stores less than it counts."""
 
     class Logical(base):  # type: ignore[valid-type, misc]
-        removed = 0
+        _layer_type = None  # transformers registers subclasses that name one
+        removed: int = 0
         memory: Memory | None = None
+        leads: bool = False  # one layer tells the memory what happens to all of them
+
+        @contextmanager
+        def _physical(self) -> Iterator[int]:
+            """The base class must reckon with what it stores."""
+            removed, self.removed = self.removed, 0
+            try:
+                yield removed
+            finally:
+                self.removed = removed
 
         def get_seq_length(self) -> int:
             return super().get_seq_length() + self.removed
 
         def get_mask_sizes(self, query_length):
+            with self._physical() as removed:
+                length, offset = super().get_mask_sizes(query_length)
+            return length, offset + removed
+
+        def update(self, *args, **kwargs):
             if self.memory is not None and self.memory.needs_run and not self.memory.prepared:
                 raise UnsupportedError(
-                    "this cache holds a shortened prompt whose masks or positions only a run can supply, and none is attached",
+                    "this cache holds a shortened prompt whose masks or positions only a run can supply, and none is "
+                    "attached",
                     where="continuing on past_key_values",
                     hint='attach again before continuing, or compress unpadded prompts with positions="original"',
                 )
-            physical = self.removed
-            self.removed = 0  # the base class must reckon with what it stores
-            try:
-                length, offset = super().get_mask_sizes(query_length)
-            finally:
-                self.removed = physical
-            return length, offset + physical
+            return super().update(*args, **kwargs)
 
         def crop(self, tokens_to_remove: int) -> None:
-            physical = self.removed
-            self.removed = 0
-            try:
+            with self._physical():
                 super().crop(tokens_to_remove)
-            finally:
-                self.removed = physical
+                stored = self.get_seq_length()
+            if self.leads and self.memory is not None:
+                self.memory.alive = self.memory.alive[:, :stored]
 
         def reset(self) -> None:
             super().reset()
             self.removed = 0
+            if self.memory is not None:
+                self.memory.__init__(0, self.memory.alive[:, :0])  # type: ignore[misc]
+
+        def reorder_cache(self, beam_idx: Tensor) -> None:
+            super().reorder_cache(beam_idx)
+            self._tell(lambda x: x.index_select(0, beam_idx.to(x.device)))
+
+        def batch_repeat_interleave(self, repeats: int) -> None:
+            super().batch_repeat_interleave(repeats)
+            self._tell(lambda x: x.repeat_interleave(repeats, 0))
+
+        def batch_select_indices(self, indices: Tensor) -> None:
+            super().batch_select_indices(indices)
+            self._tell(lambda x: x[indices.to(x.device)])
+
+        def _tell(self, change: Callable[[Tensor], Tensor]) -> None:
+            if self.leads and self.memory is not None:
+                self.memory.each_row(change)
+
+        def __reduce__(self):  # no module holds this class: copies and pickles make it again
+            return _empty, (base,), self.__dict__
 
     Logical.__name__ = Logical.__qualname__ = f"Logical{base.__name__}"
     return Logical
 
 
-def check_supported(cache: Any) -> None:
+def _empty(base: type) -> Any:
+    cls = _logical(base)
+    return cls.__new__(cls)
+
+
+def _is_logical(layer: object) -> bool:
+    return hasattr(type(layer), "leads")
+
+
+def check_supported(cache: Any, where: str) -> None:
     """Refuse caches whose layers cannot hold fewer tokens than they count.
 
     Raises:
-        UnsupportedError: static, quantized, offloaded or recurrent caches.
+        UnsupportedError: static, quantized, offloaded or recurrent caches, and what is no cache of layers.
     """
     from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-    for layer in getattr(cache, "layers", []):
-        base = type(layer).__mro__[1] if hasattr(type(layer), "removed") else type(layer)
+    fault = "" if hasattr(cache, "layers") else f"{type(cache).__name__} is not a cache with layers, and"
+    for layer in getattr(cache, "layers", ()):
+        base = type(layer).__mro__[1] if _is_logical(layer) else type(layer)
         if base not in (DynamicLayer, DynamicSlidingWindowLayer):
-            raise UnsupportedError(
-                f"a cache with {type(layer).__name__} cannot hold a shortened prompt",
-                where="stage connector",
-                hint='the default cache (no cache_implementation), or remove the run for this call',
-            )
+            fault = f"a cache with {type(layer).__name__}"
+            break
     if getattr(cache, "offloading", False):
-        raise UnsupportedError("an offloaded cache cannot hold a shortened prompt", hint="the default cache")
+        fault = "an offloaded cache"
+    if fault:
+        raise UnsupportedError(
+            f"{fault} cannot hold a shortened prompt",
+            where=where,
+            hint="the default cache (no cache_implementation), or remove the run for this call",
+        )
 
 
 def remember(cache: Any, removed: int, alive: Tensor, back: Tensor | None, needs_run: bool) -> None:
@@ -143,21 +195,22 @@ def remember(cache: Any, removed: int, alive: Tensor, back: Tensor | None, needs
     """
     memory = memory_of(cache)
     if memory is None:
-        memory = Memory(0, alive, None, False)
+        memory = Memory(0, alive)
         setattr(cache, MEMORY, memory)
     memory.removed += removed
     memory.alive = alive
     if back is not None:
         memory.back = back if memory.back is None else memory.back + back
     memory.needs_run = memory.needs_run or needs_run
-    for layer in cache.layers:
-        if not hasattr(type(layer), "removed"):
+    for i, layer in enumerate(cache.layers):
+        if not _is_logical(layer):
             layer.__class__ = _logical(type(layer))
         layer.removed += removed
         layer.memory = memory
+        layer.leads = i == 0
 
 
 def stored_columns(cache: Any) -> int:
-    """Columns the first layer holds, as opposed to those it counts."""
+    """Columns the first layer holds, as opposed to those it counts (for a sliding one: has held)."""
     memory = memory_of(cache)
     return int(cache.get_seq_length()) - (memory.removed if memory else 0)

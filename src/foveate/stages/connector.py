@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import MethodError, UnsupportedError
 from ..families import Family, Layout
 from ..plan import Plan, Step
-from ..tokens import Extra, Kind, Reduction, View
+from ..tokens import TOKEN_AXIS, Extra, Kind, Reduction, View
 from .encoder import Encoded
 
 
@@ -32,9 +32,12 @@ class Picture:
         before: (content tokens, d) features before the connector, or None.
         extras: aligned with the tokens, structure included.
         planes: deep-stack features, (n, d) each.
-        reduction: from the n placeholders to what is left.
+        size: (n,) original tokens in each token.
+        reduction: from the n placeholders to what is left; None while nothing was asked of the image.
         asked: content tokens asked for by each step.
         counts: content tokens after each step, the full number first.
+        capped: whether a step asked for more tokens than there were.
+        full: the layout before any step.
     """
 
     sample: int
@@ -45,9 +48,15 @@ class Picture:
     before: Tensor | None
     extras: dict[str, Extra]
     planes: list[Tensor]
-    reduction: Reduction
+    size: Tensor | None = None
+    reduction: Reduction | None = None
     asked: list[int] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
+    capped: bool = False
+    full: Layout = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.full = self.layout
 
 
 def find_pictures(
@@ -66,57 +75,74 @@ def find_pictures(
     Raises:
         UnsupportedError: if the numbers of placeholders and features do not match.
     """
-    rows = torch.cat(family.rows(output))
-    planes = family.planes(output)
     sizes = [one.n for one in encoded.layouts]
+    features, planes = family.rows(output), family.planes(output)
+    total = sum(map(len, features))
     mask = family.placeholders(ids, kwargs)
     found = mask.sum(1).tolist()
-    repeat = max(1, len(rows) // max(1, sum(sizes)))
-    columns = mask.nonzero()[:, 1]
+    repeat = max(1, total // max(1, sum(sizes)))
     fault = UnsupportedError(
-        f"{sum(found)} image placeholders in the prompt, {len(rows)} feature rows from the encoder",
-        where=f"family {family.name}",
+        f"{sum(found)} image placeholders in the prompt, {total} feature rows from the encoder",
+        where=f"family {family.name}, ids of shape {tuple(ids.shape)}",
         hint="pass the processor's input_ids and pixel values unchanged, all images of a prompt in one call",
     )
-    if sum(found) != len(rows) or len(rows) != repeat * sum(sizes):
+    if sum(found) != total or total != repeat * sum(sizes) or len(ids) % repeat:
         raise fault
-    prompts: list[list[Picture]] = []
-    unit = column = 0
-    for sample, row in enumerate(range(0, len(ids), repeat)):
+    columns = list(mask.nonzero()[:, 1].split(found))
+    # What a unit has in the order of the features: those of a prompt, once for each of its rows.
+    units: list[list[int]] = []
+    unit = 0
+    for row in range(0, len(ids), repeat):
         first, have = unit, 0
         while have < found[row] and unit < len(sizes):
             have += sizes[unit]
             unit += 1
-        if have != found[row] or any(found[row + i] != have for i in range(1, repeat)):
+        if have != found[row] or any(found[row + i] != have for i in range(repeat)):
             raise fault
-        places = list(columns[column : column + have].split(sizes[first:unit]))
-        features = list(rows[column : column + have].split(sizes[first:unit]))
-        stacks = [list(plane[column : column + have].split(sizes[first:unit])) for plane in planes]
-        column += have * repeat
+        units.append(list(range(first, unit)))
+    order = [u for prompt in units for _ in range(repeat) for u in prompt]
+    lengths = [sizes[u] for u in order]
+    features = _split(features, lengths)
+    stacks = [_split([plane], lengths) for plane in planes]
+    prompts: list[list[Picture]] = []
+    start = 0
+    for sample, mine in enumerate(units):
+        row = sample * repeat
+        places = list(columns[row].split([sizes[u] for u in mine]))
         pictures = []
         for ordinal, group in enumerate(family.group(ids[row], places)):
-            units = [first + i for i in group]
+            some = [encoded.layouts[mine[i]] for i in group]
             before = None
             if encoded.before is not None:
-                before = torch.cat([encoded.before[u][_content(encoded.layouts[u])] for u in units])
-            x = torch.cat([features[i] for i in group])
-            layout = Layout.join([encoded.layouts[u] for u in units])
+                before = _cat([encoded.before[mine[i]][_content(one)] for i, one in zip(group, some, strict=True)])
+            layout = Layout.join(some)
             pictures.append(
                 Picture(
                     sample,
                     ordinal,
-                    torch.cat([places[i] for i in group]),
+                    _cat([places[i] for i in group]),
                     layout,
-                    x,
+                    _cat([features[start + i] for i in group]),
                     before,
-                    {name: _join(name, [values[u] for u in units]) for name, values in encoded.extras.items()},
-                    [torch.cat([stack[i] for i in group]) for stack in stacks],
-                    Reduction.identity(layout.n, x.device),
-                    counts=[int((layout.kind == Kind.CONTENT).sum())],
+                    {name: _join(name, [values[mine[i]] for i in group]) for name, values in encoded.extras.items()},
+                    [_cat([stack[start + i] for i in group]) for stack in stacks],
+                    counts=[len(_content(layout))],
                 )
             )
         prompts.append(pictures)
+        start += len(mine) * repeat
     return prompts, repeat
+
+
+def _split(rows: list[Tensor], sizes: list[int]) -> list[Tensor]:
+    """The same rows in pieces of other sizes; views where possible."""
+    if [len(r) for r in rows] == sizes:
+        return rows
+    return list(_cat(rows).split(sizes)) if rows else []
+
+
+def _cat(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=dim)
 
 
 def _content(layout: Layout) -> Tensor:
@@ -124,72 +150,76 @@ def _content(layout: Layout) -> Tensor:
 
 
 def _join(name: str, parts: Sequence[Extra]) -> Extra:
-    return replace(parts[0], value=torch.cat([p.value for p in parts], dim=-1 if name == "attention" else 0))
+    return replace(parts[0], value=_cat([p.value for p in parts], TOKEN_AXIS[name]))
 
 
 def reduce(family: Family, plan: Plan, pictures: list[Picture], question: Tensor | None) -> None:
     """Run a plan's steps before the language model over the pictures of one prompt, in place."""
     for step in plan.steps:
-        if step.stage not in ("input", "connector") or step.keep is None:
-            continue
-        counts = step.keep.counts([p.counts[-1] for p in pictures])
-        for picture, k in zip(pictures, counts, strict=True):
+        budget = step.keep
+        assert budget is not None
+        have = [p.counts[-1] for p in pictures]
+        for picture, k in zip(pictures, budget.counts(have), strict=True):
+            there = sum(have) if budget.unit == "total" else picture.counts[-1]
+            picture.capped |= budget.unit != "share" and budget.amount > there
             picture.asked.append(k)
             if k < picture.counts[-1]:
-                _step(family, step, picture, k, question)
-            picture.counts.append(picture.counts[-1] if k == picture.counts[-1] else _count(picture))
+                _step(family, step, picture, k, question, step is plan.steps[-1])
+            picture.counts.append(len(_content(picture.layout)))
 
 
-def _count(picture: Picture) -> int:
-    return int((picture.layout.kind == Kind.CONTENT).sum())
-
-
-def _step(family: Family, step: Step, picture: Picture, k: int, question: Tensor | None) -> None:
+def _step(family: Family, step: Step, picture: Picture, k: int, question: Tensor | None, last: bool) -> None:
     """One method on one picture: features, planes, extras and layout follow what it answers."""
-    layout, device = picture.layout, picture.x.device
+    layout, device, card = picture.layout, picture.x.device, step.method.card
     content = _content(layout)
-    on = content.to(device)
-    x = picture.x.index_select(0, on) if len(content) < layout.n else picture.x
-    early = step.method.card.features == "before" and picture.before is not None
-    extras = {name: e for name, e in picture.extras.items() if name in step.method.card.needs}
-    if len(content) < layout.n:
-        axis = {"attention": -1, "keys": 0}
-        extras = {name: replace(e, value=e.value.index_select(axis[name], on)) for name, e in extras.items()}
-    if question is not None and "question" in step.method.card.needs:
-        extras["question"] = Extra(question, -1, "input embeddings of the language model")
-    place = {name: getattr(layout, name)[content].to(device) for name in ("tile", "row", "col", "kind")}
-    view = View(picture.before if early else x, k, ordinal=picture.ordinal, extras=extras, **place)  # type: ignore[arg-type]
-    with torch.no_grad():
-        answer = step.method(replace(view, x=view.x.detach()))
-    where = f"method {step.method}, stage {step.stage}, family {family.name}, {view.n} tokens to {k}"
-    if not isinstance(answer, Reduction) or answer.n != view.n:
-        raise MethodError(f"it answered {answer!r}, not a reduction of the view", where=where)
-    try:
-        answer = answer.check().sorted()
-    except MethodError as error:
-        raise MethodError(error.what, where=where, hint="see the docstring of foveate.tokens.Reduction") from error
-    card = step.method.card
-    if card.count == "fixed" and answer.m != k or answer.m > k and card.count == "grid":
-        raise MethodError(f"it kept {answer.m} tokens; its card says {card.count!r}", where=where)
+    whole, on = len(content) == layout.n, content.to(device)
 
-    if early and not answer.is_drop:
-        picture.before = answer.apply(picture.before)  # type: ignore[arg-type]
-        slots = family.connect(picture.before)
-    else:
-        slots = answer.apply(x)
-        picture.before = None if picture.before is None else answer.apply(picture.before)
+    def only(x: Tensor, dim: int = 0) -> Tensor:
+        return x if whole else x.index_select(dim, on)
+
+    early = card.features == "before" and picture.before is not None
+    seen = picture.before if early and picture.before is not None else only(picture.x)
+    extras = {
+        name: replace(e, value=only(e.value, TOKEN_AXIS[name])) for name, e in picture.extras.items() if name in card.needs
+    }
+    if question is not None and "question" in card.needs:
+        extras["question"] = Extra(question, -1, "input embeddings of the language model")
+    place: dict[str, Any] = {name: getattr(layout, name)[content].to(device) for name in ("tile", "row", "col", "kind")}
+    if picture.size is not None:
+        place["size"] = only(picture.size)
+    where = f"method {step.method}, stage {step.stage}, family {family.name}, {len(seen)} tokens to {k}"
+    try:
+        with torch.no_grad():
+            answer = step.method(View(seen.detach(), k, ordinal=picture.ordinal, extras=extras, **place))
+        if not isinstance(answer, Reduction) or answer.n != len(seen):
+            raise MethodError(f"it answered {answer!r}, not a reduction of the view")
+        answer = answer.check().sorted()
+        if (card.count == "fixed" and answer.m != k) or (card.count == "grid" and answer.m > k):
+            raise MethodError(f"it kept {answer.m} tokens; its card says {card.count!r}")
+    except MethodError as error:
+        hint = error.hint or "see the docstring of foveate.tokens.Reduction"
+        raise MethodError(error.what, where=error.where or where, hint=hint) from error
+
     kept = answer.anchor.to("cpu")
     structure = _structure(layout, content[kept])
-    if len(structure) or len(content) < layout.n:
-        lifted = answer.lift(on, layout.n, structure.to(device))
-        order = torch.cat([content[kept], structure]).argsort().to(device)
-        picture.x = torch.cat([slots, picture.x.index_select(0, structure.to(device))])[order]
+    lifted = answer if whole else answer.lift(on, layout.n, structure.to(device))
+    if early and not answer.is_drop:
+        picture.x = _cat([family.connect(answer.apply(seen)), *([] if whole else [picture.x[structure.to(device)]])])
+        if not whole:
+            picture.x = picture.x[torch.cat([content[kept], structure]).argsort().to(device)]
     else:
-        lifted, picture.x = answer, slots
+        picture.x = lifted.apply(picture.x)
     picture.planes = [lifted.apply(plane) for plane in picture.planes]
-    picture.extras = {name: _follow_extra(name, e, lifted) for name, e in picture.extras.items()}
-    picture.reduction = picture.reduction.then(lifted)
+    picture.reduction = lifted if picture.reduction is None else picture.reduction.then(lifted)
     picture.layout = _follow_layout(layout, lifted.anchor.to("cpu"))
+    if last:  # nobody will ask for these
+        picture.before, picture.extras, picture.size = None, {}, None
+        return
+    if picture.before is not None:
+        picture.before = answer.apply(picture.before)
+    picture.extras = {name: _follow_extra(name, e, lifted) for name, e in picture.extras.items()}
+    size = torch.ones(layout.n, device=device) if picture.size is None else picture.size
+    picture.size = lifted.sizes(size)
 
 
 def _structure(layout: Layout, kept: Tensor) -> Tensor:
@@ -216,29 +246,25 @@ def _follow_layout(layout: Layout, anchor: Tensor) -> Layout:
 def _follow_extra(name: str, extra: Extra, reduction: Reduction) -> Extra:
     """Attention of merged tokens adds up, keys are averaged with the features' weights."""
     if name == "attention":
-        return replace(extra, value=reduction.sizes(extra.value.mT.contiguous()).mT if reduction.is_drop else _sum(extra, reduction))
+        return replace(extra, value=_unweighted(reduction).apply(extra.value.mT).mT)
     return replace(extra, value=reduction.apply(extra.value))
 
 
-def _sum(extra: Extra, reduction: Reduction) -> Tensor:
-    return replace(reduction, weight=None, inserted=None).apply(extra.value.mT).mT
+def _unweighted(reduction: Reduction) -> Reduction:
+    """The same edges, all of weight one."""
+    return reduction if reduction.is_drop else replace(reduction, weight=None, inserted=None)
 
 
-def question_embeddings(family: Family, ids: Tensor, valid: Tensor, special: set[int]) -> Tensor:
+def question_embeddings(family: Family, ids: Tensor, text: Tensor, special: Tensor) -> Tensor:
     """(q, d) embeddings of the question: the text after the last image, or all text if none follows it.
 
-    Placeholders, padding and special tokens do not belong to it.
-
     Args:
-        ids: (L,) of one prompt.
-        valid: (L,) columns that are not padding.
-        special: further ids to leave out, such as those of a processor's special tokens.
+        ids: (L,) of one prompt, with an image.
+        text: (L,) columns that may belong to the question: no padding, no answer.
+        special: ids that do not, such as placeholders and what separates turns.
     """
-    text = valid.bool() & (ids != family.image_token_id)
-    for token in special:
-        text &= ids != token
+    text = text & ~torch.isin(ids, special)
     last = (ids == family.image_token_id).nonzero()[-1, 0]
     after = text & (torch.arange(len(ids), device=ids.device) > last)
-    chosen = ids[after if bool(after.any()) else text]
-    embedding = family.model.get_input_embeddings()
-    return embedding(chosen).detach()
+    chosen = ids[torch.where(after.any(), after, text)]
+    return family.model.get_input_embeddings()(chosen).detach()

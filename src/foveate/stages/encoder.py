@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import UnsupportedError
 from ..families import Family, Layout
-from ..plan import Plan
+from ..plan import Plan, Step
 from ..tokens import Extra
 from . import tap
 
@@ -31,33 +32,54 @@ class Encoded:
     """What travels with one encoder output.
 
     Attributes:
+        plan: text of the plan it was made for.
         layouts: one per unit, in placeholder order.
         extras: name -> one :class:`Extra` per unit, aligned with the unit's tokens.
         before: (tokens, d) features of each unit before the connector, where a step asked for them.
     """
 
+    plan: str
     layouts: list[Layout]
     extras: dict[str, list[Extra]] = field(default_factory=dict)
     before: list[Tensor] | None = None
 
 
-def encoded_of(output: Any) -> Encoded | None:
-    """What :func:`watch` put on an encoder output."""
-    return getattr(output, CARRIED, None)
+def encoded_of(output: Any, plan: Plan) -> Encoded | None:
+    """What :func:`watch` put on an encoder output, if it did so for the same plan."""
+    encoded = getattr(output, CARRIED, None)
+    return encoded if encoded is not None and encoded.plan == str(plan) else None
 
 
-def watch(family: Family, plan: Plan) -> list[Callable[[], None]]:
-    """Wrap the encoder of ``family`` for ``plan``.
+def keeps_all(step: Step) -> bool:
+    """Whether a step drops nothing whatever the picture, so that nothing needs to be collected for it."""
+    return step.keep is not None and step.keep.unit == "share" and step.keep.amount >= 1
 
-    Returns:
-        Functions that undo it.
+
+def watch(family: Family, plan: Plan, undo: list[Callable[[], None]]) -> None:
+    """Wrap the encoder of ``family`` for ``plan``. What undoes it is added to ``undo`` step by step.
+
+    Raises:
+        UnsupportedError: if the tower cannot give what the plan needs.
     """
-    needs = {need for step in plan.steps for need in step.method.card.needs} & {"attention", "keys"}
-    want_before = family.rowwise is not None and any(s.method.card.features == "before" for s in plan.steps)
-    resize = next((s for s in plan.steps if s.stage == "input"), None)
+    steps = [step for step in plan.steps if not keeps_all(step)]
+    needs = {need for step in steps for need in step.method.card.needs} & {"attention", "keys"}
+    want_before = family.rowwise is not None and any(s.method.card.features == "before" for s in steps)
+    resize = next((s for s in steps if s.stage == "input"), None)
+    if resize is not None:
+        if not family.resizable:
+            raise UnsupportedError(
+                f"{family.name} has a tower that takes pictures of one size only",
+                where=f"method {resize.method.name}, stage input",
+                hint="pool, which averages tokens after the tower",
+            )
+        if needs or sum(s.stage == "input" for s in steps) > 1:
+            raise UnsupportedError(
+                f"what is read in the tower belongs to the smaller picture, which {plan} cannot look up later",
+                where=f"method {resize.method.name}, stage input",
+                hint="one step on the input, followed by methods that need no tower attention and no keys",
+            )
     core, original = family.core, family.core.get_image_features
     shelf = threading.local()  # what the tapped modules see during one call, per thread
-    undo: list[Callable[[], None]] = []
 
     if needs:
         row = family.cls_row()
@@ -73,8 +95,9 @@ def watch(family: Family, plan: Plan) -> list[Callable[[], None]]:
                 if row is None:
                     scores = tap.received(query, key, scale, mask)  # (b, h, n)
                 else:
-                    cut = None if mask is None else mask[:, :, row : row + 1]
-                    scores = tap.rows(query[:, :, row : row + 1], key, scale, cut)[:, :, 0]
+                    one = row % query.shape[2]
+                    cut = None if mask is None else mask[:, :, one : one + 1]
+                    scores = tap.rows(query[:, :, one : one + 1], key, scale, cut)[:, :, 0]
                 seen["attention"].append(_without(scores.mT, row))
             if "keys" in needs:
                 seen["keys"].append(_without(key.float().mean(1), row))
@@ -109,7 +132,7 @@ def watch(family: Family, plan: Plan) -> list[Callable[[], None]]:
             seen = shelf.seen
         finally:
             shelf.seen = outer
-        encoded = Encoded(layouts)
+        encoded = Encoded(str(plan), layouts)
         for name in needs if resize is None else ():
             values = family.per_unit(seen[name], layouts, arguments)
             origin, at = (domain, layer) if name == "attention" else ("", layer)
@@ -118,20 +141,29 @@ def watch(family: Family, plan: Plan) -> list[Callable[[], None]]:
             ]
         if want_before and resize is None:
             rows = family.per_unit(seen["before"], layouts, arguments)
-            encoded.before = [value[one.source[:, 0].to(value.device).clamp(min=0)] for value, one in zip(rows, layouts, strict=True)]
+            sources = [one.source[:, 0].to(value.device).clamp(min=0) for value, one in zip(rows, layouts, strict=True)]
+            encoded.before = [value[source] for value, source in zip(rows, sources, strict=True)]
         setattr(output, CARRIED, encoded)
         return output
 
+    shadowed = core.__dict__.get("get_image_features")  # somebody else's wrapper, which comes back with the undo
     core.get_image_features = encode
-    undo.append(lambda: core.__dict__.pop("get_image_features", None))
-    return undo
+
+    def unwrap() -> None:
+        if shadowed is None:
+            core.__dict__.pop("get_image_features", None)
+        else:
+            core.get_image_features = shadowed
+
+    undo.append(unwrap)
 
 
 def _without(x: Tensor, row: int | None) -> Tensor:
-    """Leave the CLS token out of (b, tokens, ...)."""
+    """Leave the CLS token, if there is one, out of (b, tokens, ...)."""
     if row is None:
         return x
-    return torch.cat([x[:, :row], x[:, row + 1 :]], dim=1) if row else x[:, 1:]
+    row %= x.shape[1]
+    return torch.cat([x[:, :row], x[:, row + 1 :]], dim=1)
 
 
 def _to_tokens(name: str, value: Tensor, layout: Layout) -> Tensor:

@@ -39,28 +39,38 @@ class Cut:
         return self.length - self.index.shape[1]
 
     @classmethod
-    def keeping(cls, keep: Tensor, right: bool = False) -> Cut:
-        """Keep the columns where ``keep`` (b, L) is True, in order; dead slots left, or right if the batch is so padded."""
-        counts = keep.sum(1)
-        width = int(counts.max())
+    def keeping(cls, keep: Tensor, counts: list[int], right: bool = False) -> Cut:
+        """Keep the columns where ``keep`` (b, L) is True, in order, and no more dead slots than equal rows need.
+
+        Args:
+            keep: (b, L).
+            counts: how many each row keeps.
+            right: dead slots go right, not left.
+        """
+        width = max(counts)
         order = keep.long().argsort(dim=1, stable=True, descending=right)
         index = order[:, :width] if right else order[:, keep.shape[1] - width :]
-        alive = keep.gather(1, index)
-        return cls(index, alive, keep.shape[1], bool((counts == width).all()))
+        return cls(index, keep.gather(1, index), keep.shape[1], min(counts) == width)
+
+    @classmethod
+    def nothing(cls, valid: Tensor, all_alive: bool) -> Cut:
+        """Every column stays, padding included. valid: (b, L)."""
+        index = torch.arange(valid.shape[1], device=valid.device).expand_as(valid)
+        return cls(index, valid, valid.shape[1], all_alive)
 
     def take(self, x: Tensor) -> Tensor:
-        """Columns of (b, L) or (axes, b, L)."""
+        """Columns of (b or 1, L) or (axes, b or 1, L)."""
         index = self.index if x.ndim == 2 else self.index.expand(x.shape[0], -1, -1)
-        return x.gather(-1, index)
+        return x.expand(*x.shape[:-2], len(self.index), -1).gather(-1, index.to(x.device))
 
 
-def shorten(kwargs: dict[str, Any], cut: Cut, valid: Tensor, positions: Tensor, pad: int) -> dict[str, Any]:
+def shorten(kwargs: dict[str, Any], cut: Cut, dropped: Tensor, positions: Tensor, pad: int) -> dict[str, Any]:
     """Cut everything in a forward call's keyword arguments that is aligned with its sequence.
 
     Args:
         kwargs: of the model's forward; not modified.
         cut: what remains.
-        valid: (b, L) columns that are not padding.
+        dropped: (b, L) columns that went and were not padding.
         positions: (b, L) or (axes, b, L) position ids before the cut.
         pad: token id for dead slots.
 
@@ -72,19 +82,19 @@ def shorten(kwargs: dict[str, Any], cut: Cut, valid: Tensor, positions: Tensor, 
     new["position_ids"] = cut.take(positions)
     for name in FOLLOWERS:
         if isinstance(value := kwargs.get(name), Tensor):
-            new[name] = cut.take(value)
+            # On a cache, some versions hand over the types of the whole conversation; those of a draft are missing.
+            value = value[..., max(0, value.shape[-1] - cut.length) :]
+            new[name] = cut.take(torch.nn.functional.pad(value, (0, cut.length - value.shape[-1])))
     if isinstance(labels := kwargs.get("labels"), Tensor):
-        # A label is predicted from the column before it. Where that one is gone, another token would be asked to
+        # A label is predicted from the column before it. Where that one was dropped, another token would be asked to
         # predict it; such labels do not count.
-        old = cut.index
-        before = torch.cat([old[:, :1] - 1, old[:, :-1]], dim=1)
-        orphan = (old - before != 1) & (old > 0) & valid.gather(1, (old - 1).clamp(min=0))
-        new["labels"] = cut.take(labels).masked_fill(~cut.alive | orphan, IGNORED)
+        orphan = torch.nn.functional.pad(dropped[:, :-1], (1, 0)).to(labels.device)
+        new["labels"] = cut.take(labels.masked_fill(orphan, IGNORED)).masked_fill(~cut.alive.to(labels.device), IGNORED)
     return new
 
 
 def recount(positions: Tensor, alive: Tensor) -> tuple[Tensor, Tensor]:
-    """Number kept tokens anew from each row's first position.
+    """Number kept tokens anew from each row's first position: 0, 1, 2, ... on every axis.
 
     Args:
         positions: (b, L') or (axes, b, L') original positions of the kept tokens.
