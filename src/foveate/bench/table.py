@@ -1,0 +1,136 @@
+"""``foveate bench table``: what the testbed says, as Markdown between two marks of a file and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from .. import registry
+from ..errors import UnsupportedError
+from .runner import STOCK, grid, measure
+from .tasks import Task, testbed_task
+
+START, END = "<!-- testbed-table:start -->", "<!-- testbed-table:end -->"
+
+
+def testbed_table(
+    model: Any,
+    processor: Any,
+    *,
+    methods: Sequence[str] | None = None,
+    keeps: Sequence[int] = (192, 128, 64),
+    limit: int | None = 80,
+    batch: int = 16,
+    task: Task | None = None,
+    tick: Callable[[int, int], None] | None = None,
+) -> tuple[str, dict[str, Any]]:
+    """Uncompressed accuracy per slice, and all methods at several budgets.
+
+    Args:
+        model, processor: the testbed.
+        methods: names; all that are known when None.
+        keeps: tokens per image.
+        limit: questions per slice.
+        batch: questions per batch.
+        task: other questions than the testbed's.
+        tick: called with (steps done, steps in all).
+
+    Returns:
+        Markdown, and the numbers behind it.
+    """
+    task = task or testbed_task(limit=limit)
+    entries = grid(methods or list(registry.classes()), list(keeps))
+    total = len(entries) * -(-len(task.samples) // batch)
+    done = 0
+
+    def step(_: str) -> None:
+        nonlocal done
+        done += 1
+        if tick is not None:
+            tick(done, total)
+
+    result = measure(model, processor, task, entries, batch=batch, tick=step)
+    result.pop("answers")
+    result["chance"] = _chance(task)
+    return markdown(result), result
+
+
+def _chance(task: Task) -> dict[str, float]:
+    from .. import testbed
+
+    return {name: testbed.chance_level([s for s in task.samples if s.slice == name]) for name in task.slices()}
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The Markdown of a result of :func:`testbed_table`."""
+    stock = result["rows"][0]
+    where = result["environment"]
+    lines = [
+        f"{result['note']} {result['samples']} questions, greedy answers, 95 % Wilson intervals "
+        f"(torch {where['torch']}, transformers {where['transformers']}, {where['dtype']}). "
+        "Made by `foveate bench table --write README.md`.",
+        "",
+        f"Uncompressed, {stock['tokens_per_image']:.0f} tokens per image:",
+        "",
+        "| slice | questions | accuracy | interval | chance |",
+        "|---|--:|--:|:-:|--:|",
+    ]
+    for name, row in [*stock["slices"].items(), ("all", stock)]:
+        chance = result["chance"].get(name)
+        lines.append(
+            f"| {name} | {row['n']} | {_percent(row['accuracy'])} | {_interval(row)} "
+            f"| {'' if chance is None else _percent(chance)} |"
+        )
+    by_method: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in result["rows"][1:]:
+        by_method.setdefault(row["method"], {})[row["keep"]] = row
+    keeps = list(next(iter(by_method.values()), {}))
+    lines += ["", "All slices, by tokens kept per image (accuracy in %, interval):", ""]
+    lines += ["| method |" + "".join(f" {keep} |" for keep in keeps), "|---|" + ":-:|" * len(keeps)]
+    smallest = keeps[-1] if keeps else ""
+
+    def order(name: str) -> tuple[float, str]:
+        return -by_method[name][smallest].get("accuracy", -1.0), name
+
+    for name in sorted(by_method, key=order):
+        cells = [_cell(by_method[name][keep]) for keep in keeps]
+        lines.append(f"| {name} |" + "".join(f" {cell} |" for cell in cells))
+    if not keeps:
+        return "\n".join(lines)
+    slices = result["slices"]
+    lines += ["", f"By slice at {smallest} tokens per image (accuracy in %):", ""]
+    lines += ["| method |" + "".join(f" {s} |" for s in slices), "|---|" + "--:|" * len(slices)]
+    rows = [(STOCK, stock), *((name, by_method[name][smallest]) for name in sorted(by_method, key=order))]
+    for name, row in rows:
+        if "error" not in row:
+            lines.append(f"| {name} |" + "".join(f" {_percent(row['slices'][s]['accuracy'])} |" for s in slices))
+    return "\n".join(lines)
+
+
+def _cell(row: dict[str, Any]) -> str:
+    if "error" in row:
+        return "refused"
+    return f"{_percent(row['accuracy'])} ({_interval(row)})"
+
+
+def _interval(row: dict[str, Any]) -> str:
+    return f"{_percent(row['low'])} to {_percent(row['high'])}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def replaced(text: str, table: str) -> str:
+    """``text`` with what stands between the two marks replaced.
+
+    Raises:
+        UnsupportedError: if the marks are missing.
+    """
+    before, start, rest = text.partition(START)
+    _, end, after = rest.partition(END)
+    if not start or not end:
+        raise UnsupportedError(
+            "the file has no place for the table", hint=f"put {START} and {END} on lines of their own"
+        )
+    return f"{before}{START}\n{table}\n{END}{after}"

@@ -1,0 +1,121 @@
+"""``foveate bench``: speed against the oracle, and the testbed's table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .tools import load_testbed, names_of, numbers_of, progress, screen
+
+app = typer.Typer(help="Measure: speed against the fastest possible, accuracy on the testbed.", no_args_is_help=True)
+As_json = Annotated[bool, typer.Option("--json", help="Only the line of plain data, no table.")]
+
+
+@app.command()
+def speed(
+    layers: Annotated[int, typer.Option(min=1, help="Decoder layers.")] = 12,
+    width: Annotated[int, typer.Option(min=64, help="Decoder width, a multiple of 64.")] = 1024,
+    tokens: Annotated[str, typer.Option(help="Visual tokens of a prompt, multiples of 576, with commas.")] = "576,2880",
+    text: Annotated[int, typer.Option(min=2, help="Text tokens of a prompt.")] = 64,
+    keep: Annotated[str, typer.Option(help="Shares to keep, with commas.")] = "0.25,0.1",
+    methods: Annotated[str, typer.Option(help="Names, with commas.")] = "stride,divprune,fastervlm",
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds that count; all variants take turns.")] = 5,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch; default: as torch chooses.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    as_json: As_json = False,
+) -> None:
+    """What hooks and choosing cost, next to the same model on a prompt that holds only the kept tokens."""
+    from ..bench.speed import Shape, calls, measure_speed
+    from ..errors import UnsupportedError
+
+    names, sizes, shares = names_of(methods), numbers_of(tokens, int), numbers_of(keep, float)
+    if width % 64:
+        raise UnsupportedError(f"--width {width}", hint="a multiple of 64")
+    if any(n < 576 or n % 576 for n in sizes):
+        raise UnsupportedError(f"--tokens {tokens}", hint="multiples of 576, the tokens of one picture")
+    heads = width // 64
+    kv = next(k for k in (heads // 4, heads // 2, heads) if k and heads % k == 0)
+    with progress() as bars:
+        task = bars.add_task("prefill", total=calls(sizes, shares, names, repeats))
+        result = measure_speed(
+            shape=Shape(layers, width, heads, kv),
+            tokens=sizes,
+            text=text,
+            keeps=shares,
+            methods=names,
+            repeats=repeats,
+            threads=threads,
+            dtype=dtype,
+            device=device,
+            tick=lambda what: bars.update(task, advance=1, description=what),
+        )
+    if not as_json:
+        _show_speed(result)
+    typer.echo(json.dumps(result))
+
+
+def _show_speed(result: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    model, out = result["model"], screen()
+    out.print(
+        f"random {model['class']}, {model['layers']} layers x {model['width']}, {result['text_tokens']} text tokens, "
+        f"{result['environment']['device']} {result['environment']['dtype']}, "
+        f"{result['environment']['threads']} threads, median of {result['repeats']} rounds"
+    )
+    table = Table(
+        "visual tokens", "attached, keep=1.0 / stock", "quartiles", "processor time", "hooks / stock", title="overhead"
+    )
+    for row in result["overhead"]:
+        low, high = row["ratio_quartiles"]
+        table.add_row(
+            str(row["tokens"]), f"{row['ratio']:.3f}", f"{low:.3f} - {high:.3f}", f"{row['ratio_cpu']:.3f}",
+            f"{row['hooks_of_stock']:.4f}",
+        )  # fmt: skip
+    out.print(table)
+    columns = ["visual tokens", "method", "keep", "compressed / stock", "oracle / stock", "efficiency", "quartiles"]
+    columns += ["processor time", "choosing / stock", "hooks / stock"]
+    memory = any("peak_memory_of_oracle" in row for row in result["prefill"])
+    table = Table(*columns, *(["peak memory / oracle"] if memory else []), title="prefill, choosing included")
+    for row in result["prefill"]:
+        low, high = row["efficiency_quartiles"]
+        cells = [str(row["tokens"]), row["method"], f"{row['keep']:g}", f"{row['of_stock']:.3f}"]
+        cells += [f"{row['oracle_of_stock']:.3f}", f"{row['efficiency']:.3f}", f"{low:.3f} - {high:.3f}"]
+        cells += [f"{row['efficiency_cpu']:.3f}", f"{row['choosing_of_stock']:.4f}", f"{row['hooks_of_stock']:.4f}"]
+        table.add_row(*cells, *([f"{row['peak_memory_of_oracle']:.3f}"] if memory else []))
+    out.print(table)
+    out.print("efficiency = oracle / compressed; 1.000 is the fastest that dropping tokens can be")
+
+
+@app.command()
+def table(
+    write: Annotated[Path | None, typer.Option(help="Put the table between its marks in this file.")] = None,
+    results: Annotated[Path, typer.Option(help="Where the numbers go, as JSON.")] = Path("results/testbed.json"),
+    limit: Annotated[int, typer.Option(min=1, help="Questions per slice; the set holds 160.")] = 80,
+    methods: Annotated[str, typer.Option(help="Names, with commas; default: all.")] = "",
+    keep: Annotated[str, typer.Option(help="Tokens per image, with commas.")] = "192,128,64",
+    batch: Annotated[int, typer.Option(min=1)] = 16,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    as_json: As_json = False,
+) -> None:
+    """Accuracy on the testbed: the uncompressed model by slice, and all methods at several budgets."""
+    from ..bench.table import replaced, testbed_table
+
+    model, processor = load_testbed(device)
+    names, budgets = names_of(methods) or None, numbers_of(keep, int)
+    with progress() as bars:
+        task = bars.add_task("answers", total=None)
+        markdown, result = testbed_table(
+            model, processor, methods=names, keeps=budgets, limit=limit, batch=batch,
+            tick=lambda done, total: bars.update(task, completed=done, total=total),
+        )  # fmt: skip
+    results.parent.mkdir(parents=True, exist_ok=True)
+    results.write_text(json.dumps(result, indent=1) + "\n")
+    if write is not None:
+        write.write_text(replaced(write.read_text(), markdown))
+        typer.echo(f"wrote {write}", err=True)
+    typer.echo(json.dumps(result) if as_json else markdown)
