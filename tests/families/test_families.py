@@ -6,19 +6,20 @@ output of the tower's last block that counts.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 import pytest
 import torch
+import transformers
 
 import foveate
 import tiny
 from foveate.errors import UnsupportedError
-from foveate.families import adapt
+from foveate.families import Layout, adapt
 from foveate.method import Card, Method
-from foveate.stages.tap import tap
 from foveate.tokens import Kind, Reduction, View
 
 PROMPTS = [[3, ("image", "a"), 5], [2, ("image", "b"), 4, ("image", "a"), 3], [9]]
@@ -76,66 +77,57 @@ def test_layouts_cover_all_placeholders(name: str) -> None:
         assert len(one.boxes) == len(one.grids)
 
 
-@families
-def test_source_patches_are_those_that_feed_a_token(name: str) -> None:
-    family, arguments, _ = encoded(name)
-    last = -2 if getattr(family.config, "vision_feature_layer", -1) == -2 else -1
+def fed_by(family: Any, arguments: dict[str, Any]) -> None:
+    """Raise unless the patches that feed each token are those of its layout, by the gradient."""
     seen: list[torch.Tensor] = []
-
-    def note(module, args, output):
-        seen.append(output[0] if isinstance(output, tuple) else output)
-
-    handle = family.blocks()[last].register_forward_hook(note)
+    block = family.blocks()[-2 if getattr(family.config, "vision_feature_layer", -1) == -2 else -1]
+    handle = block.register_forward_hook(lambda m, a, out: seen.append(out[0] if isinstance(out, tuple) else out))
     try:
         with torch.enable_grad():
             output = family.core.get_image_features(**arguments, return_dict=True)
     finally:
         handle.remove()
-    layouts = family.layouts(arguments, output)
-    features = torch.cat(family.rows(output))
-    row, start = family.cls_row(), 0
-    for u, layout in enumerate(layouts):
-        for i in torch.linspace(0, layout.n - 1, 7).long().tolist():
-            if layout.kind[i] != Kind.CONTENT:
-                continue
-            grad = torch.autograd.grad(features[start + i].sum(), seen[0], retain_graph=True)[0].abs().sum(-1)
-            grad = grad.reshape(-1, grad.shape[-1])  # (rows of the tower's batch, tokens)
-            if row is not None:
-                keep = torch.arange(grad.shape[1]) != row % grad.shape[1]
-                grad = grad[:, keep]
-            per_unit = family.per_unit([grad[..., None]], layouts, arguments)
-            for v, value in enumerate(per_unit):
-                fed = set((value[:, 0] > 0).nonzero()[:, 0].tolist())
-                expected = set(layout.source[i].tolist()) - {-1} if u == v else set()
-                assert fed == expected, f"token {i} of unit {u}, patches of unit {v}"
-        start += layout.n
+    layouts, features = family.layouts(arguments, output), torch.cat(family.rows(output))
+    layout, row = Layout.join(layouts), family.cls_row()
+    assert len(features) == layout.n
+    content = (layout.kind == Kind.CONTENT).nonzero()[:, 0]
+    for i in content[torch.linspace(0, len(content) - 1, 40).long()].tolist():
+        grad = torch.autograd.grad(features[i].sum(), seen[0], retain_graph=True)[0].abs().sum(-1)
+        grad = grad.reshape(-1, grad.shape[-1])  # (rows of the tower's batch, tokens)
+        grad = grad if row is None else grad[:, torch.arange(grad.shape[1]) != row % grad.shape[1]]
+        values = torch.cat(family.per_unit([grad[..., None]], layouts, arguments))
+        assert set((values[:, 0] > 0).nonzero()[:, 0].tolist()) == set(layout.source[i].tolist()) - {-1}, f"token {i}"
 
 
 @families
-def test_extras_are_the_towers_own_attention(name: str) -> None:
-    """Against a full softmax map of the queries and keys that the module really used."""
-    model, family = model_of(name), adapt(model_of(name))
-    seen: list[tuple] = []
+def test_source_patches_are_those_that_feed_a_token(name: str) -> None:
+    family, arguments, _ = encoded(name)
+    fed_by(family, arguments)
 
-    def read(module, query, key, mask, kwargs):
-        seen.append((query, key, mask, kwargs.get("scaling") or query.shape[-1] ** -0.5))
 
-    undo = tap(family.score_attention(), read)
-    with torch.no_grad():
+@families
+def test_extras_are_the_towers_own_attention(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the weights and keys of the eager model, read off its attention function."""
+    model = tiny.build(name, attn="eager")
+    family = adapt(model)
+    wanted, seen = family.score_attention(), []
+    library = sys.modules[type(wanted).__module__]
+    function = "vision_eager_attention_forward" if name == "llama4" else "eager_attention_forward"
+    eager = getattr(library, function)
+
+    def note(module, query, key, *args, **kwargs):
+        output, weights = eager(module, query, key, *args, **kwargs)
+        if module is wanted:
+            seen.append((weights, key))
+        return output, weights
+
+    with monkeypatch.context() as patch, torch.no_grad():
+        patch.setattr(library, function, note)
         output = family.core.get_image_features(**family.encoder_arguments(batch_of(name)), return_dict=True)
-    undo()
     layouts = family.layouts(family.encoder_arguments(batch_of(name)), output)
     row, attention, keys = family.cls_row(), [], []
-    for query, key, mask, scale in seen:
-        logits = query @ key.repeat_interleave(query.shape[1] // key.shape[1], 1).mT * scale
-        if mask is not None:
-            logits = logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask
-        full = logits.softmax(-1)
-        if row is not None:
-            one = full[:, :, row]
-        else:
-            sees = torch.ones_like(full) if mask is None else (full > 0).float()
-            one = full.sum(2) / sees.sum(2)
+    for full, key in seen:
+        one = full.sum(2) / (full > 0).sum(2) if row is None else full[:, :, row]
         keep = torch.ones(one.shape[-1], dtype=torch.bool)
         if row is not None:
             keep[row] = False
@@ -144,9 +136,13 @@ def test_extras_are_the_towers_own_attention(name: str) -> None:
     arguments = family.encoder_arguments(batch_of(name))
     expected = family.per_unit(attention, layouts, arguments), family.per_unit(keys, layouts, arguments)
     looker = Looker(seen=[])
-    with torch.no_grad(), foveate.compress(model, looker, keep=0.5) as run:
-        model.generate(**batch_of(name), max_new_tokens=1, do_sample=False)
+    with torch.no_grad(), foveate.compress(model, looker, keep=0.5):
+        tapped = family.core.get_image_features(**arguments, return_dict=True)
+    assert all(map(torch.equal, family.rows(tapped), family.rows(output))), "listening changes nothing"
+    with torch.no_grad(), foveate.compress(model_of(name), looker, keep=0.5) as run:
+        model_of(name).generate(**batch_of(name), max_new_tokens=2, do_sample=False)
     assert [len(run.report.of(i)) for i in range(3)] == IMAGES
+    assert all(i.tokens_out == -(-i.tokens_in // 2) or i.tokens_out == i.tokens_in // 2 for i in run.report.images)
     wide = torch.cat([v.need("attention").mT for v in looker.seen])
     means = torch.cat([v.need("keys") for v in looker.seen])
     by_token, key_token = [], []
@@ -157,6 +153,33 @@ def test_extras_are_the_towers_own_attention(name: str) -> None:
         key_token.append((k[source.clamp(min=0)] * there).sum(1) / there.sum(1))
     torch.testing.assert_close(wide, torch.cat(by_token), atol=1e-5, rtol=0)
     torch.testing.assert_close(means, torch.cat(key_token), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl"])
+def test_packed_pictures_are_scored_one_by_one(name: str) -> None:
+    """Flash kernels get all pictures in one call, with borders instead of a mask; here in a stand-in for the CPU."""
+
+    def packed(module, query, key, value, attention_mask=None, **kwargs):
+        sdpa = transformers.AttentionInterface()["sdpa"]
+        lengths = kwargs.pop("cu_seq_lens_q").diff().tolist()
+        pieces = zip(*(x.split(lengths, 2) for x in (query, key, value)), strict=True)
+        more = {k: v for k, v in kwargs.items() if k in ("scaling", "dropout")}
+        return torch.cat([sdpa(module, *piece, None, is_causal=False, **more)[0] for piece in pieces], 1), None
+
+    transformers.AttentionInterface.register("stand_in_flash_attention", packed)
+    model = tiny.build(name)
+    seen: list[list[View]] = []
+    for flash in (False, True):
+        for module in model.model.visual.modules():
+            if flash and hasattr(module, "config"):
+                module.config._attn_implementation_internal = "stand_in_flash_attention"
+        looker = Looker(seen=[])
+        with torch.no_grad(), foveate.compress(model, looker, keep=0.5):
+            model(**batch_of(name))
+        seen.append(looker.seen)
+    for one, two in zip(*seen, strict=True):
+        torch.testing.assert_close(one.need("attention"), two.need("attention"))
+        torch.testing.assert_close(one.need("keys"), two.need("keys"))
 
 
 @families
@@ -200,6 +223,26 @@ def test_positions_are_the_models_own(name: str) -> None:
         assert torch.equal(a.expand_as(b), b)
 
 
+@families
+def test_positions_on_a_cache_are_the_models_own(name: str) -> None:
+    """A later call without a mask; with one, models with three axes of positions fail by themselves."""
+    model, family = model_of(name), adapt(model_of(name))
+    batch = {k: v for k, v in batch_of(name).items() if k != "attention_mask"}
+    later = torch.full((len(batch["input_ids"]), 2), tiny.TEXT)
+    with torch.no_grad():
+        logits = []
+        for ours in (False, True):
+            cache = model(**batch, use_cache=True).past_key_values
+            call = {"input_ids": later, "past_key_values": cache}
+            if ours:
+                call["position_ids"] = family.positions(dict(call), cache.get_seq_length())
+                assert call["position_ids"].shape[-1] == 2
+            logits.append(model(**call).logits)
+        whole = torch.ones(len(later), cache.get_seq_length() + 2, dtype=torch.long)
+        assert family.positions({**call, "attention_mask": whole}, cache.get_seq_length() - 2).shape[-1] == 2
+    assert torch.equal(*logits)
+
+
 def _flat(value: Any) -> list[torch.Tensor]:
     if isinstance(value, torch.Tensor):
         return [torch.view_as_real(value) if value.is_complex() else value]
@@ -210,18 +253,103 @@ def _flat(value: Any) -> list[torch.Tensor]:
 def test_smaller_pictures(name: str) -> None:
     family, arguments, output = encoded(name)
     if not family.resizable:
-        with pytest.raises(UnsupportedError, match="one size only"):
-            family.shrunk(arguments, [(1, 1)])
+        for ask in (lambda: family.shrunk(arguments, [(1, 1)]), lambda: family.full_layouts(arguments)):
+            with pytest.raises(UnsupportedError, match="one size only"):
+                ask()
         return
     layouts = family.full_layouts(arguments)
     assert [one.n for one in layouts] == [len(r) for r in family.rows(output)]
     same = family.core.get_image_features(
         **family.shrunk(arguments, [one.grids[0] for one in layouts]), return_dict=True
     )
-    torch.testing.assert_close(torch.cat(family.rows(same)), torch.cat(family.rows(output)), atol=1e-4, rtol=0)
+    assert torch.equal(torch.cat(family.rows(same)), torch.cat(family.rows(output)))
     sizes = [(max(1, h // 2), max(1, w // 2)) for h, w in (one.grids[0] for one in layouts)]
     smaller = family.core.get_image_features(**family.shrunk(arguments, sizes), return_dict=True)
     assert [len(r) for r in family.rows(smaller)] == [h * w for h, w in sizes]
+
+
+# -- relatives -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("most", "size", "tokens"), [(1, (40, 40), 16 + 20), (2, (32, 32), 46), (1, (10, 40), 34)])
+def test_grid_over_the_limit_is_interpolated(most: int, size: tuple[int, int], tokens: int) -> None:
+    family = adapt(model_of("llava_onevision"))
+    arguments = {
+        "pixel_values": torch.randn(1, 5, 3, 16, 16, generator=torch.Generator().manual_seed(0)),
+        "image_sizes": torch.tensor([size]),
+        "vision_aspect_ratio": f"anyres_max_{most}",
+    }
+    (layout,) = family.layouts(arguments, None)
+    assert layout.n == tokens
+    fed_by(family, arguments)
+
+
+def relative(vision: dict, **top):
+    """A LLaVA with another tower."""
+    config = transformers.LlavaConfig(
+        text_config=tiny._text("llama"), vision_config=vision, image_token_index=tiny.IMAGE, **top
+    )
+    model = transformers.LlavaForConditionalGeneration._from_config(config, dtype=torch.float32).eval()
+    tiny._randomise(model, 0)
+    return model
+
+
+def test_llava_with_a_pixtral_tower() -> None:
+    model = relative(tiny._vision("pixtral", 64), vision_feature_layer=-1, vision_feature_select_strategy="full")
+    family = adapt(model)
+    arguments = {"pixel_values": torch.randn(2, 3, 40, 48), "image_sizes": torch.tensor([[40, 48], [20, 32]])}
+    fed_by(family, arguments)
+    assert [one.grids for one in family.full_layouts(arguments)] == [((10, 12),), ((5, 8),)]
+    sizes = [(6, 7), (5, 8)]
+    smaller = family.core.get_image_features(**family.shrunk(arguments, sizes), return_dict=True)
+    assert [len(r) for r in family.rows(smaller)] == [42, 40]
+
+
+def test_llava_that_passes_its_cls_token_on() -> None:
+    model = relative(tiny._vision("clip_vision_model", 24), vision_feature_select_strategy="full")
+    family = adapt(model)
+    fed_by(family, {"pixel_values": torch.randn(2, 3, 24, 24)})
+    ids = torch.tensor([[1, *[tiny.IMAGE] * 37, tiny.TEXT]])
+    with torch.no_grad(), foveate.compress(model, "visionzip", keep=18) as run:
+        model(input_ids=ids, pixel_values=torch.randn(1, 3, 24, 24))
+    (image,) = run.report.images
+    assert (image.tokens_in, image.tokens_out, image.structure_in, image.structure_out) == (36, 18, 1, 1)
+    with pytest.raises(UnsupportedError, match="CLS"):
+        foveate.compress(model, "resize", keep=0.5)
+
+
+@pytest.mark.parametrize("name", ["qwen3_vl", "glm4v"])
+def test_relatives_with_experts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same towers in front of a mixture of experts."""
+    base = tiny._FAMILIES[name]
+    experts = {"num_experts": 4, "n_routed_experts": 4, "n_group": 1, "topk_group": 1, "num_experts_per_tok": 2}
+    text = base.text | experts | {"model_type": f"{name}_moe_text", "moe_intermediate_size": 32}
+    vision = base.vision | {"model_type": f"{name}_moe_vision"}
+    cls = base.cls.replace("ForConditional", "MoeForConditional")
+    monkeypatch.setitem(tiny._FAMILIES, name, replace(base, cls=cls, text=text, vision=vision))
+    model = tiny.build(name)
+    assert model.config.model_type == f"{name}_moe"
+    assert type(adapt(model)) is type(adapt(model_of(name)))
+    fed_by(adapt(model), adapt(model).encoder_arguments(batch_of(name)))
+    looker = Looker(seen=[])
+    with torch.no_grad(), foveate.compress(model, looker, keep=0.5) as run:
+        model.generate(**batch_of(name), max_new_tokens=2, do_sample=False)
+    assert [len(run.report.of(i)) for i in range(3)] == IMAGES
+
+
+def test_video_placeholders_of_glm4v_are_no_images() -> None:
+    family = adapt(model_of("glm4v"))
+    ids = torch.tensor([[5, tiny.IMAGE, tiny.IMAGE, 6, tiny.IMAGE]])
+    assert family.placeholders(ids, {}).sum() == 3
+    types = torch.tensor([[0, 1, 1, 0, 2]])
+    assert family.placeholders(ids, {"mm_token_type_ids": types}).tolist() == [[False, True, True, False, False]]
+
+
+def test_a_tower_that_disagrees_with_its_layouts_is_refused() -> None:
+    family, arguments, output = encoded("llava")
+    layouts = family.layouts(arguments, output)
+    with pytest.raises(UnsupportedError, match="the tower has 35 tokens"):
+        family.per_unit([torch.zeros(1, 35, 2)], layouts[:1], arguments)
 
 
 def test_every_adapter_has_a_name_and_a_note() -> None:

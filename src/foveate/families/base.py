@@ -125,8 +125,9 @@ class Family:
     core_name: ClassVar[str] = "model"  # attribute of the model that encodes and merges
     features: ClassVar[str] = "pooler_output"  # field of the encoder's output that holds the features
     has_cls: ClassVar[bool | None] = None  # None: ask the tower
-    rowwise: ClassVar[str | None] = None  # connector module that maps each tower token to one token, if it is one
-    resizable: ClassVar[bool] = False  # the tower takes pictures of other sizes
+    rowwise: str | None = None  # connector module that maps each tower token to one token, if it is one
+    resizable: bool = False  # the tower takes pictures of other sizes
+    fixed: str = "takes pictures of one size only"  # why not, if it does not
     note: ClassVar[str] = ""  # what the capability table says about this family
 
     def __init__(self, model: nn.Module) -> None:
@@ -221,8 +222,7 @@ class Family:
         new = copy.copy(output)
         old = output[self.features]
         if isinstance(old, Tensor):
-            joined = torch.cat(features)
-            new[self.features] = joined.view(*old.shape[:-1], -1) if equal else joined[None]
+            new[self.features] = torch.stack(features) if equal else torch.cat(features)[None]
         else:
             new[self.features] = list(features)
         if planes:
@@ -247,7 +247,7 @@ class Family:
 
     def full_layouts(self, arguments: dict[str, Any]) -> list[Layout]:
         """The layouts that :meth:`layouts` would give, from the arguments alone, before anything is encoded."""
-        raise self._one_size()
+        raise self.one_size()
 
     def shrunk(self, arguments: dict[str, Any], sizes: list[tuple[int, int]]) -> dict[str, Any]:
         """Encoder arguments for the same pictures, each scaled so that it gives ``sizes`` (rows, columns) of tokens.
@@ -255,13 +255,14 @@ class Family:
         Raises:
             UnsupportedError: if this family's tower takes one size only.
         """
-        raise self._one_size()
+        raise self.one_size()
 
-    def _one_size(self) -> UnsupportedError:
+    def one_size(self) -> UnsupportedError:
+        """The error for those who want a smaller picture all the same."""
         return UnsupportedError(
-            f"the vision tower of {self.name} takes pictures of one size only",
-            where="stage input",
-            hint="use pool, which averages tokens after the tower",
+            f"{type(self.model).__name__} {self.fixed}",
+            where=f"family {self.name}, stage input",
+            hint="pool, which averages tokens after the tower",
         )
 
     def connect(self, rows: Tensor) -> Tensor:
@@ -323,7 +324,14 @@ class Family:
             One (tower tokens, ...) tensor per unit, in the order ``Layout.source`` counts.
         """
         flat = torch.cat([v.flatten(0, 1) for v in values])
-        return list(flat.split([one.patches for one in layouts]))
+        sizes = [one.patches for one in layouts]
+        if len(flat) != sum(sizes):
+            raise UnsupportedError(
+                f"the tower has {len(flat)} tokens where the layouts of its pictures have {sum(sizes)}",
+                where=f"family {self.name}, {type(self.tower()).__name__}",
+                hint="choose a method that needs no attention or keys of the tower, such as divprune",
+            )
+        return list(flat.split(sizes))
 
     # -- the language model ----------------------------------------------------------------------------------------
 

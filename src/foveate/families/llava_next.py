@@ -1,4 +1,4 @@
-"""LLaVA-NeXT and LLaVA-OneVision: a base picture and tiles, their padding cut away, a newline token after every row.
+"""LLaVA-NeXT: a base picture and tiles, their padding cut away, a newline token after every row.
 
 An image's tokens are the base tile in raster order, then the rows of the tiles' common grid, each row closed by a
 newline that no tower token feeds. How much of the grid is padding follows from the picture's size; the library's own
@@ -8,13 +8,15 @@ function is asked, on a grid of numbers instead of features.
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-import torch.nn.functional as F
+from torch import Tensor
 
 from ..tokens import Kind
 from .base import Family, Layout
+
+Box = tuple[float, float, float, float]
 
 
 class LlavaNext(Family):
@@ -22,89 +24,80 @@ class LlavaNext(Family):
 
     name = "llava_next"
     model_types = ("llava_next",)
-    rowwise: ClassVar[str | None] = "multi_modal_projector"
+    rowwise = "multi_modal_projector"
+    fixed = "cuts pictures into tiles of one size only"
     note = "tiles and newline tokens; a newline stays while any token of its row does"
 
     def layouts(self, arguments: dict[str, Any], output: Any) -> list[Layout]:
-        sizes, limit = torch.as_tensor(arguments["image_sizes"]).tolist(), self._limit(arguments)
-        tiled = self._tiled(arguments, len(sizes))
-        return [self._one(size, tiles, limit) for size, tiles in zip(sizes, tiled, strict=True)]
+        return [self.tiled(size) for size in torch.as_tensor(arguments["image_sizes"]).tolist()]
 
-    def _limit(self, arguments: dict[str, Any]) -> int | None:
-        """Most tiles' worth of tokens that the grid may have before it is interpolated, or None."""
-        return None
+    def side(self) -> int:
+        """Tokens per side of a tile."""
+        return int(self.config.vision_config.image_size // self.config.vision_config.patch_size)
 
-    def _tiled(self, arguments: dict[str, Any], images: int) -> list[bool]:
-        return [True] * images
+    def tiled(self, size: list[int], most: float = math.inf) -> Layout:
+        """The layout of a picture in tiles.
 
-    def _one(self, size: list[int], tiled: bool, limit: int | None) -> Layout:
+        Args:
+            size: height and width of the picture.
+            most: tokens of the tiles' grid above which the library interpolates it to fewer.
+        """
         from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
 
-        vision = self.config.vision_config
-        side = vision.image_size // vision.patch_size
-        cell = torch.arange(side * side)
-        base = torch.stack([cell // side, cell % side, torch.zeros_like(cell), cell, torch.full_like(cell, -1)])
-        if not tiled:
-            base[4] = 0
-            newline = torch.tensor([[side - 1], [side - 1], [0], [-1], [0]])
-            return _build(torch.cat([base, newline], 1), ((side, side),), ((0.0, 0.0, 1.0, 1.0),), side * side)
-        rows, cols = get_anyres_image_grid_shape(size, self.config.image_grid_pinpoints, vision.image_size)
-        grid = torch.arange(rows * cols * side * side).view(rows, cols, side, side)
-        grid = grid.permute(0, 2, 1, 3).reshape(rows * side, cols * side)
+        side, pixels = self.side(), self.config.vision_config.image_size
+        rows, cols = get_anyres_image_grid_shape(size, self.config.image_grid_pinpoints, pixels)
+        cells = torch.arange((1 + rows * cols) * side * side)
+        grid = cells[side * side :].view(rows, cols, side, side).permute(0, 2, 1, 3).reshape(rows * side, cols * side)
         grid = unpad_image(grid[None], list(size))[0]
-        top, left = int(grid[0, 0]) % (side * side) // side, int(grid[0, 0]) % side
-        whole = grid.shape
-        grid = grid if limit is None else _interpolated(grid, limit * side**2)
-        height, width = grid.shape
-        tile, within = 1 + grid // (side * side), grid % (side * side)
-        line = torch.arange(height)[:, None].expand(-1, width)
-        body = torch.stack([within // side, within % side, tile, grid + side * side, line])  # (5, height, width)
-        newline = body[:, :, -1:].clone()
-        newline[3] = -1
-        body = torch.cat([body, newline], 2).flatten(1)
-        boxes = [(0.0, 0.0, 1.0, 1.0)]
-        for r in range(rows):
-            for c in range(cols):
-                x, y = (c * side - left) / whole[1], (r * side - top) / whole[0]
-                boxes.append((x, y, x + side / whole[1], y + side / whole[0]))
-        grids = ((side, side),) * (1 + rows * cols)
-        return _build(torch.cat([base, body], 1), grids, tuple(boxes), (1 + rows * cols) * side * side)
+        middle, source = _interpolated(grid, most)
+        height, width = middle.shape
+        source = torch.nn.functional.pad(source, (0, 0, 0, 1), value=-1).flatten(0, 1)  # a newline closes each row
+        place = torch.cat([middle, middle[:, -1:]], 1).flatten()
+        base = torch.nn.functional.pad(cells[: side * side, None], (0, source.shape[1] - 1), value=-1)
+        line = torch.arange(height)[:, None].expand(-1, width + 1).flatten()
+        return Layout(
+            row=torch.cat([base[:, 0], place]) % side**2 // side,
+            col=torch.cat([base[:, 0], place]) % side,
+            tile=torch.cat([base[:, 0], place]) // side**2,
+            kind=torch.cat([base, source])[:, 0].lt(0).long() * int(Kind.NEWLINE),
+            grids=((side, side),) * (1 + rows * cols),
+            boxes=((0.0, 0.0, 1.0, 1.0), *_boxes(size, rows, cols, pixels)),
+            source=torch.cat([base, source]),
+            line=torch.cat([torch.full_like(base[:, 0], -1), line]),
+            patches=len(cells),
+        )
 
 
-def _build(table: torch.Tensor, grids: tuple, boxes: tuple, patches: int) -> Layout:
-    """A layout from rows (row, column, tile, tower token or -1 for a newline, line)."""
-    row, col, tile, source, line = table
-    kind = torch.where(source < 0, int(Kind.NEWLINE), int(Kind.CONTENT))
-    return Layout(row, col, tile, kind, grids, boxes, source[:, None], line, patches)
+def _boxes(size: list[int], rows: int, cols: int, pixels: int) -> list[Box]:
+    """Where the tiles lie in the picture, which was scaled to fit their canvas and put into its middle."""
+    scale = min(rows * pixels / size[0], cols * pixels / size[1])
+    height, width = min(math.ceil(size[0] * scale), rows * pixels), min(math.ceil(size[1] * scale), cols * pixels)
+    top, left = (rows * pixels - height) // 2, (cols * pixels - width) // 2
+    return [
+        ((x - left) / width, (y - top) / height, (x + pixels - left) / width, (y + pixels - top) / height)
+        for y in range(0, rows * pixels, pixels)
+        for x in range(0, cols * pixels, pixels)
+    ]
 
 
-def _interpolated(grid: torch.Tensor, most: int) -> torch.Tensor:
-    """The numbered grid at the size to which features are interpolated when there are too many.
+def _interpolated(grid: Tensor, most: float) -> tuple[Tensor, Tensor]:
+    """A numbered grid (rows, columns) after bilinear interpolation, if it is larger than ``most`` tokens by a fifth.
 
-    Each new cell is given to the old one under its middle.
+    Returns:
+        For each new cell the old one under its middle, (rows', columns'), and all that feed it, (rows', columns', s).
     """
-    height, width = grid.shape
-    ratio = math.sqrt(height * width / most)
+    ratio = math.sqrt(grid.numel() / most)
     if ratio <= 1.1:
-        return grid
-    smaller = (int(height // ratio), int(width // ratio))
-    return F.interpolate(grid[None, None].double(), smaller, mode="nearest-exact")[0, 0].long()
+        return grid, grid[..., None]
+    y, x = (_taps(n, int(n // ratio)) for n in grid.shape)
+    source = torch.where((y[:, None, :, None] < 0) | (x[:, None] < 0), -1, grid[y[:, None, :, None], x[:, None]])
+    middle = torch.nn.functional.interpolate(grid[None, None].double(), (len(y), len(x)), mode="nearest-exact")
+    return middle[0, 0].long(), source.flatten(2)
 
 
-class LlavaOnevision(LlavaNext):
-    """LLaVA-OneVision: SigLIP, no tiles where a prompt has several images, and a limit on the grid's size."""
-
-    name = "llava_onevision"
-    model_types = ("llava_onevision",)
-    rowwise = None  # a grid over the limit is interpolated after the connector
-    note = "tiles and newline tokens; several images in one prompt are not tiled"
-
-    def _limit(self, arguments: dict[str, Any]) -> int | None:
-        aspect = arguments.get("vision_aspect_ratio") or self.config.vision_aspect_ratio
-        return int(aspect.removeprefix("anyres_max_"))
-
-    def _tiled(self, arguments: dict[str, Any], images: int) -> list[bool]:
-        counts = arguments.get("batch_num_images")
-        if counts is None:
-            return [True] * images
-        return [n == 1 for n in torch.as_tensor(counts).tolist() for _ in range(n)]
+def _taps(before: int, now: int) -> Tensor:
+    """(now, 2) the two cells of one axis between which each new cell's middle lies; -1 if the second has no weight."""
+    middle = ((torch.arange(now).double() + 0.5) * before / now - 0.5).clamp(min=0)
+    low = middle.long()
+    high = torch.where((middle > low) & (low + 1 < before), low + 1, -1)
+    return torch.stack([low, high], 1)

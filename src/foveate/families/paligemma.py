@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from .llava import FixedSquare
+from .llava import OneSquare
 
 
-class PaliGemma(FixedSquare):
+class PaliGemma(OneSquare):
     """PaliGemma 1 and 2."""
 
     name = "paligemma"

@@ -11,17 +11,17 @@ import inspect
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import Family, Layout
+from .sized import resized
 
 
 class QwenVL(Family):
     """Qwen2-VL and Qwen3-VL."""
 
     name = "qwen_vl"
-    model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl", "qwen3_vl")
+    model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl", "qwen3_vl", "qwen3_vl_moe")
     has_cls = False
     resizable = True
     note = "any picture size; M-RoPE positions and deep-stack features follow the kept tokens"
@@ -47,7 +47,10 @@ class QwenVL(Family):
         given = {**kwargs, "inputs_embeds": kwargs["input_ids"][..., None].float()}
         names = inspect.signature(compute).parameters
         found = compute(**{name: given.get(name) for name in names})
-        return super().positions(kwargs, past) if found is None else found
+        if found is None:
+            return super().positions(kwargs, past)
+        length = kwargs["input_ids"].shape[1]
+        return found[..., -length:]  # on a cache it counts along the mask, earlier columns included
 
     def shrunk(self, arguments: dict[str, Any], sizes: list[tuple[int, int]]) -> dict[str, Any]:
         vision, merge = self.config.vision_config, self.merge
@@ -59,9 +62,9 @@ class QwenVL(Family):
             blocks = piece.view(t, h // merge, w // merge, merge, merge, -1, frames, patch, patch)
             picture = blocks.permute(0, 6, 5, 1, 3, 7, 2, 4, 8).reshape(t * frames, -1, h * patch, w * patch)
             h, w = height * merge, width * merge
-            small = F.interpolate(picture.float(), (h * patch, w * patch), mode="bicubic", antialias=True)
+            small = resized(picture, h * patch, w * patch)
             blocks = small.view(t, frames, -1, height, merge, patch, width, merge, patch)
-            rows.append(blocks.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(t * h * w, -1).to(piece.dtype))
+            rows.append(blocks.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(t * h * w, -1))
             new.append([t, h, w])
         grid = torch.tensor(new, device=arguments["image_grid_thw"].device, dtype=arguments["image_grid_thw"].dtype)
         return {**arguments, "pixel_values": torch.cat(rows), "image_grid_thw": grid}
@@ -89,14 +92,14 @@ class Qwen25VL(QwenVL):
         )
         flat = torch.cat([v.flatten(0, 1) for v in values])
         groups = flat.view(-1, block, *flat.shape[1:])[order.to(flat.device).argsort()]
-        return list(groups.flatten(0, 1).split([one.patches for one in layouts]))
+        return super().per_unit([groups.flatten(0, 1)[None]], layouts, arguments)
 
 
 class Glm4v(QwenVL):
     """GLM-4V: as Qwen2-VL, but placeholders of a video bear the image's id."""
 
     name = "glm4v"
-    model_types = ("glm4v",)
+    model_types = ("glm4v", "glm4v_moe")
     note = "as Qwen2-VL"
 
     def placeholders(self, ids: Tensor, kwargs: dict[str, Any]) -> Tensor:

@@ -1,16 +1,14 @@
-"""Families whose encoder returns tiles and does not say which tiles make an image: InternVL, Idefics3, SmolVLM, Aya
-Vision, Llama 4, Ovis2, Gemma 3.
+"""What families share whose encoder returns tiles and does not say which of them make an image.
 
 Each tile is a unit: a square of tokens in raster order that each join a block of patches. Which tiles belong together
-is read from the prompt, where processors mark the overview picture ("global" tile, thumbnail) by a token of its own. How
-the other tiles were laid out is read from the gaps between them where rows end in a longer gap; where nothing tells,
-the most square arrangement is assumed. That guess decides where pictures of kept tokens light up, and nothing else.
+is read from the prompt, where processors put markers around them; so is the arrangement of the tiles, where there is a
+marker for the end of a row of tiles. Without one the most square arrangement is assumed, wide rather than tall: a guess
+that decides where pictures of kept tokens light up, and nothing else.
 """
 
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
@@ -23,17 +21,18 @@ WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 
 
 class Tiles(Family):
-    """Tiles of one size.
+    """Tiles of one size, and an overview picture of the same size.
 
     Attributes:
-        overview: where the processor puts the overview picture of an image: "first", "last", or "alone" if every tile
-            is an image.
-        marked: whether the overview is marked by the token before it; else tiles of an image touch.
+        overview: where the processor puts the overview ("global" tile, thumbnail): "first", "last", or "alone" if every
+            tile is an image.
+        marked: whether a token of its own stands before the overview; else the tiles of an image touch.
     """
 
     overview: ClassVar[str] = "last"
     marked: ClassVar[bool] = True
     has_cls = False
+    fixed = "cuts pictures into tiles of one size only"
 
     def block(self) -> int:
         """Patches per side of a token."""
@@ -46,18 +45,17 @@ class Tiles(Family):
     def layouts(self, arguments: dict[str, Any], output: Any) -> list[Layout]:
         n = self.tile_tokens(output)
         side, block = math.isqrt(n), self.block()
-        source = block_source(side * block, side * block, block)
-        return [Layout.grid(side, side, source) for _ in range(sum(map(len, self.rows(output))) // n)]
+        tile = Layout.grid(side, side, block_source(side * block, side * block, block))
+        return [tile] * (sum(map(len, self.rows(output))) // n)
 
     def group(self, ids: Tensor, places: list[Tensor]) -> list[list[int]]:
         if not places or self.overview == "alone":
             return [[i] for i in range(len(places))]
-        first = torch.stack([p[0] for p in places]).tolist()
-        last = torch.stack([p[-1] for p in places]).tolist()
+        first, last = _ends(places)
         if self.marked:
-            token = ids[torch.tensor([max(f - 1, 0) for f in first], device=ids.device)].tolist()
-            special = [t == token[0 if self.overview == "first" else -1] for t in token]
-            starts = special if self.overview == "first" else [True, *special[:-1]]
+            before = _at(ids, [max(f - 1, 0) for f in first])
+            marks = [token == before[0 if self.overview == "first" else -1] for token in before]
+            starts = marks if self.overview == "first" else [True, *marks[:-1]]
         else:
             starts = [i == 0 or first[i] != last[i - 1] + 1 for i in range(len(first))]
         groups: list[list[int]] = []
@@ -68,109 +66,49 @@ class Tiles(Family):
         return groups
 
     def boxes(self, ids: Tensor, places: list[Tensor]) -> tuple[Box, ...] | None:
-        count = len(places) - 1
-        if count < 1:
+        """Tiles as shares of the picture that was cut, row by row; the overview shows all of it.
+
+        Where a processor pads the picture before cutting (Llama 4), padding counts as picture.
+        """
+        if len(places) < 2:
             return None
         tiles = places[1:] if self.overview == "first" else places[:-1]
-        rows, cols = arrangement([int(b[0] - a[-1]) for a, b in pairwise(tiles)])
+        rows, cols = arrangement(len(tiles), self.row_ends(ids, tiles))
         grid = [(c / cols, r / rows, (c + 1) / cols, (r + 1) / rows) for r in range(rows) for c in range(cols)]
         return (WHOLE, *grid) if self.overview == "first" else (*grid, WHOLE)
 
+    def row_ends(self, ids: Tensor, tiles: list[Tensor]) -> list[bool] | None:
+        """For each tile but the last, whether it ends a row of tiles; None if the prompt does not say.
 
-def arrangement(gaps: list[int]) -> tuple[int, int]:
-    """Rows and columns of len(gaps) + 1 tiles from the distances between neighbours; the most square if they are equal."""
-    count = len(gaps) + 1
-    ends = [i + 1 for i, gap in enumerate(gaps) if gap > min(gaps)]
-    cols = ends[0] if ends else count
-    if ends == list(range(cols, count, cols)) and count % cols == 0 and ends:
-        return count // cols, cols
+        Args:
+            ids: (L,) token ids of the prompt.
+            tiles: positions of the placeholders of each tile of an image, the overview left out.
+        """
+        return None
+
+
+def arrangement(count: int, ends: list[bool] | None) -> tuple[int, int]:
+    """Rows and columns of ``count`` tiles. ends: see :meth:`Tiles.row_ends`."""
+    if ends is not None:
+        cols = next((i + 1 for i, end in enumerate(ends) if end), count)
+        if count % cols == 0 and [i + 1 for i, end in enumerate(ends) if end] == list(range(cols, count, cols)):
+            return count // cols, cols
     rows = max(r for r in range(1, math.isqrt(count) + 1) if count % r == 0)
     return rows, count // rows
 
 
-class InternVL(Tiles):
-    """InternVL: CLS, pixel shuffle by 2, tiles of an image in one run of placeholders, the thumbnail last."""
-
-    name = "internvl"
-    model_types = ("internvl",)
-    has_cls = True
-    marked = False
-    note = "tiles share one budget per image; how they were laid out is guessed"
-
-    def block(self) -> int:
-        return round(1 / self.config.downsample_ratio)
+def after(ids: Tensor, tiles: list[Tensor]) -> list[int]:
+    """The token that follows each tile; -1 at the end of the prompt."""
+    _, last = _ends(tiles)
+    found = _at(ids, [min(i + 1, len(ids) - 1) for i in last])
+    return [token if i + 1 < len(ids) else -1 for token, i in zip(found, last, strict=True)]
 
 
-class Gemma3(Tiles):
-    """Gemma 3: every picture becomes a fixed number of tokens by average pooling."""
-
-    name = "gemma3"
-    model_types = ("gemma3",)
-    overview = "alone"
-    note = 'sliding-window layers: positions="contiguous" keeps windows whole once the prompt is longer than one'
-
-    def block(self) -> int:
-        vision = self.config.vision_config
-        return vision.image_size // vision.patch_size // math.isqrt(self.config.mm_tokens_per_image)
+def _ends(places: list[Tensor]) -> tuple[list[int], list[int]]:
+    """First and last place of each tile, read from the device at once."""
+    first, last = torch.stack([torch.stack([p[0], p[-1]]) for p in places]).T.tolist()
+    return first, last
 
 
-class Idefics3(Tiles):
-    """Idefics3 and SmolVLM: the encoder lists the tiles of a sample in one tensor; rows of tiles end in a line break."""
-
-    name = "idefics3"
-    model_types = ("idefics3", "smolvlm")
-    note = "tile markers are text and stay"
-
-    def block(self) -> int:
-        return int(self.config.scale_factor)
-
-    def tile_tokens(self, output: Any) -> int:
-        vision = self.config.vision_config
-        return (vision.image_size // vision.patch_size // self.block()) ** 2
-
-    def replaced(self, output: Any, features: list[Tensor], planes: list[Tensor], equal: bool = False) -> Any:
-        new = super().replaced(output, features, planes, equal)
-        if isinstance(output[self.features], Tensor) and not equal:
-            # transformers < 5.20 divides placeholders by the length of the second axis: let it be 1
-            new[self.features] = torch.cat(features)[:, None]
-        return new
-
-
-class AyaVision(Tiles):
-    """Aya Vision: pixel shuffle inside the connector."""
-
-    name = "aya_vision"
-    model_types = ("aya_vision",)
-    note = "sliding-window layers, as Gemma 3; how tiles were laid out is guessed"
-
-    def block(self) -> int:
-        return int(self.config.downsample_factor)
-
-
-class Llama4(Tiles):
-    """Llama 4: no core; features leave the encoder before the last projection; the CLS token stands last."""
-
-    name = "llama4"
-    model_types = ("llama4",)
-    features = "last_hidden_state"
-    note = "chunked attention layers; beams with images fail in transformers itself"
-
-    core_name = ""  # the top-level model is the core
-
-    def block(self) -> int:
-        return round(1 / self.config.vision_config.pixel_shuffle_ratio)
-
-    def cls_row(self) -> int | None:
-        return -1
-
-
-class Ovis2(Tiles):
-    """Ovis2: visual tokens are mixtures of a visual vocabulary; the thumbnail comes first."""
-
-    name = "ovis2"
-    model_types = ("ovis2",)
-    overview = "first"
-    note = "indicator tokens around tiles are text and stay"
-
-    def block(self) -> int:
-        return int(self.config.vision_config.hidden_stride)
+def _at(ids: Tensor, index: list[int]) -> list[int]:
+    return ids[torch.tensor(index, device=ids.device)].tolist()
