@@ -3,8 +3,9 @@
 import inspect
 
 import pytest
-import tiny
 import torch
+
+import tiny
 
 MIXED = [[3, ("image", "a"), 4], [2, ("image", "a"), 3, ("image", "b"), 5], [6]]
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .attach import Run, compress
     from .budget import Budget
-    from .compress import Run, compress
     from .errors import FoveateError, KeepError, MethodError, MissingExtraError, PlanError, UnsupportedError
     from .method import Card, Method, Recipe, ScoreMethod
     from .plan import Plan, Step
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "budget": ("Budget",),
-    "compress": ("Run", "compress"),
+    "attach": ("Run", "compress"),
     "errors": ("FoveateError", "KeepError", "MethodError", "MissingExtraError", "PlanError", "UnsupportedError"),
     "method": ("Card", "Method", "Recipe", "ScoreMethod"),
     "plan": ("Plan", "Step"),

@@ -7,11 +7,11 @@ import torch
 
 import tiny
 from bench import stub
+from foveate.attach import compress
 from foveate.bench import table
 from foveate.bench.demo import demo, steps
 from foveate.bench.page import page
 from foveate.bench.runner import STOCK, encoded, grid, measure, prepared
-from foveate.compress import compress
 from foveate.errors import UnsupportedError
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from .. import lens, registry
-from ..compress import compress
+from ..attach import compress
 from ..errors import FoveateError
 from .runner import STOCK, grid, measure, prefill, prepared
 from .tasks import Task

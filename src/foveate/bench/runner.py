@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ..compress import PIXELS, compress
+from ..attach import PIXELS, compress
 from ..errors import FoveateError
 from ..method import STAGES
 from ..plan import Plan

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..compress import compress
+from ..attach import compress
 from ..method import Method
 from ..plan import Plan, Step
 from ..tokens import Reduction, View

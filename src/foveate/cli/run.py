@@ -83,8 +83,8 @@ def compare(
     import torch
 
     from .. import lens
+    from ..attach import compress
     from ..bench.runner import prepared
-    from ..compress import compress
 
     batch = question_inputs(processor, pictures, question)
     fed = prepared(model, batch)
@@ -130,9 +130,9 @@ def _times(model: Any, processor: Any, plan: Any, fed: dict[str, Any], repeats: 
     """Time to the first token, vision tower included, as a ratio to the uncompressed model; runs take turns."""
     from contextlib import contextmanager, nullcontext
 
+    from ..attach import compress
     from ..bench.runner import prefill
     from ..bench.timing import interleaved
-    from ..compress import compress
 
     chosen: list[float] = []
 

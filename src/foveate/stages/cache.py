@@ -78,10 +78,10 @@ def memory_of(cache: object) -> Memory | None:
 
 
 @memo
-def _logical(base: type) -> type:
+def _logical(base: Any) -> Any:
     """A cache layer class that stores less than it counts."""
 
-    class Logical(base):  # type: ignore[valid-type, misc]
+    class Logical(base):
         _layer_type = None  # transformers registers subclasses that name one
         removed: int = 0
         memory: Memory | None = None
@@ -150,7 +150,7 @@ def _logical(base: type) -> type:
     return Logical
 
 
-def _empty(base: type) -> Any:
+def _empty(base: Any) -> Any:
     cls = _logical(base)
     return cls.__new__(cls)
 
@@ -204,7 +204,8 @@ def remember(cache: Any, removed: int, alive: Tensor, back: Tensor | None, needs
     memory.needs_run = memory.needs_run or needs_run
     for i, layer in enumerate(cache.layers):
         if not _is_logical(layer):
-            layer.__class__ = _logical(type(layer))
+            base: Any = type(layer)
+            layer.__class__ = _logical(base)
         layer.removed += removed
         layer.memory = memory
         layer.leads = i == 0

@@ -18,6 +18,7 @@ from ..families import Family, Layout
 from ..plan import Plan, Step
 from ..tokens import TOKEN_AXIS, Extra, Kind, Reduction, View
 from .encoder import Encoded
+from .follow import token_types
 
 
 @dataclass
@@ -76,61 +77,67 @@ def find_pictures(
         UnsupportedError: if the numbers of placeholders and features do not match.
     """
     sizes = [one.n for one in encoded.layouts]
-    features, planes = family.rows(output), family.planes(output)
-    total = sum(map(len, features))
-    mask = family.placeholders(ids, kwargs)
+    rows, planes = family.rows(output), family.planes(output)
+    total = sum(map(len, rows))
+    types = {name: mine for name, (_, mine) in token_types(kwargs).items()}
+    mask = family.placeholders(ids, kwargs | types)
     found = mask.sum(1).tolist()
-    repeat = max(1, total // max(1, sum(sizes)))
+    repeat = max(1, sum(found) // max(1, sum(sizes)))
     fault = UnsupportedError(
         f"{sum(found)} image placeholders in the prompt, {total} feature rows from the encoder",
         where=f"family {family.name}, ids of shape {tuple(ids.shape)}",
         hint="pass the processor's input_ids and pixel values unchanged, all images of a prompt in one call",
     )
-    if sum(found) != total or total != repeat * sum(sizes) or len(ids) % repeat:
+    if sum(found) != repeat * sum(sizes) or total not in (sum(sizes), sum(found)) or len(ids) % repeat:
         raise fault
-    columns = list(mask.nonzero()[:, 1].split(found))
-    # What a unit has in the order of the features: those of a prompt, once for each of its rows.
-    units: list[list[int]] = []
+    units: list[list[int]] = []  # of each prompt
     unit = 0
     for row in range(0, len(ids), repeat):
         first, have = unit, 0
         while have < found[row] and unit < len(sizes):
             have += sizes[unit]
             unit += 1
-        if have != found[row] or any(found[row + i] != have for i in range(repeat)):
+        if any(found[row + i] != have for i in range(repeat)):
             raise fault
         units.append(list(range(first, unit)))
-    order = [u for prompt in units for _ in range(repeat) for u in prompt]
+    # Features may come once for each row of a prompt, or once; not every model repeats them in the order of its rows.
+    # Where they are the very tensors that left the encoder, one set of those is all that is needed.
+    known = {piece.data_ptr() for piece in encoded.rows}
+    if all(piece.data_ptr() in known for piece in rows):
+        rows, planes, total = encoded.rows, encoded.planes, sum(sizes)
+    copies = repeat if total > sum(sizes) else 1
+    order = [u for mine in units for _ in range(copies) for u in mine]
+    place = {u: i for i, u in reversed(list(enumerate(order)))}
     lengths = [sizes[u] for u in order]
-    features = _split(features, lengths)
+    features = _split(rows, lengths)
     stacks = [_split([plane], lengths) for plane in planes]
+    columns = list(mask.nonzero()[:, 1].split(found))
     prompts: list[list[Picture]] = []
-    start = 0
     for sample, mine in enumerate(units):
         row = sample * repeat
         places = list(columns[row].split([sizes[u] for u in mine]))
         pictures = []
         for ordinal, group in enumerate(family.group(ids[row], places)):
-            some = [encoded.layouts[mine[i]] for i in group]
+            chosen = [mine[i] for i in group]
+            layouts = [encoded.layouts[u] for u in chosen]
             before = None
             if encoded.before is not None:
-                before = _cat([encoded.before[mine[i]][_content(one)] for i, one in zip(group, some, strict=True)])
-            layout = Layout.join(some)
+                before = _cat([encoded.before[u][_content(encoded.layouts[u])] for u in chosen])
+            layout = Layout.join(layouts)
             pictures.append(
                 Picture(
                     sample,
                     ordinal,
                     _cat([places[i] for i in group]),
                     layout,
-                    _cat([features[start + i] for i in group]),
+                    _cat([features[place[u]] for u in chosen]),
                     before,
-                    {name: _join(name, [values[mine[i]] for i in group]) for name, values in encoded.extras.items()},
-                    [_cat([stack[start + i] for i in group]) for stack in stacks],
+                    {name: _join(name, [values[u] for u in chosen]) for name, values in encoded.extras.items()},
+                    [_cat([stack[place[u]] for u in chosen]) for stack in stacks],
                     counts=[len(_content(layout))],
                 )
             )
         prompts.append(pictures)
-        start += len(mine) * repeat
     return prompts, repeat
 
 
@@ -180,7 +187,9 @@ def _step(family: Family, step: Step, picture: Picture, k: int, question: Tensor
     early = card.features == "before" and picture.before is not None
     seen = picture.before if early and picture.before is not None else only(picture.x)
     extras = {
-        name: replace(e, value=only(e.value, TOKEN_AXIS[name])) for name, e in picture.extras.items() if name in card.needs
+        name: replace(e, value=only(e.value, TOKEN_AXIS[name]))
+        for name, e in picture.extras.items()
+        if name in card.needs
     }
     if question is not None and "question" in card.needs:
         extras["question"] = Extra(question, -1, "input embeddings of the language model")
@@ -267,4 +276,5 @@ def question_embeddings(family: Family, ids: Tensor, text: Tensor, special: Tens
     last = (ids == family.image_token_id).nonzero()[-1, 0]
     after = text & (torch.arange(len(ids), device=ids.device) > last)
     chosen = ids[torch.where(after.any(), after, text)]
-    return family.model.get_input_embeddings()(chosen).detach()
+    model: Any = family.model
+    return model.get_input_embeddings()(chosen).detach()

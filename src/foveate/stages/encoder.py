@@ -13,6 +13,7 @@ import inspect
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -27,27 +28,61 @@ from . import tap
 CARRIED = "_foveate_encoded"
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What a plan wants from the encoder.
+
+    Attributes:
+        needs: extras read in the tower.
+        before: features before the connector.
+        smaller: text of the step that makes the picture smaller, or "".
+    """
+
+    needs: frozenset[str]
+    before: bool
+    smaller: str
+
+    @classmethod
+    def by(cls, plan: Plan) -> Wanted:
+        """What is collected for a plan; steps that drop nothing want nothing."""
+        steps = [step for step in plan.steps if not keeps_all(step)]
+        cards = [step.method.card for step in steps]
+        return cls(
+            frozenset(need for card in cards for need in card.needs) & {"attention", "keys"},
+            any(card.features == "before" for card in cards),
+            " > ".join(str(step) for step in steps if step.stage == "input"),
+        )
+
+    def serves(self, other: Wanted) -> bool:
+        """Whether what was collected for this is enough for the other."""
+        return self.needs >= other.needs and self.before >= other.before and self.smaller == other.smaller
+
+
 @dataclass
 class Encoded:
     """What travels with one encoder output.
 
     Attributes:
-        plan: text of the plan it was made for.
+        wanted: what was collected.
         layouts: one per unit, in placeholder order.
+        rows: the features as they left the encoder, in pieces whose borders are borders of units, too.
+        planes: deep-stack features, (all rows, d) each.
         extras: name -> one :class:`Extra` per unit, aligned with the unit's tokens.
         before: (tokens, d) features of each unit before the connector, where a step asked for them.
     """
 
-    plan: str
+    wanted: Wanted
     layouts: list[Layout]
+    rows: list[Tensor]
+    planes: list[Tensor]
     extras: dict[str, list[Extra]] = field(default_factory=dict)
     before: list[Tensor] | None = None
 
 
 def encoded_of(output: Any, plan: Plan) -> Encoded | None:
-    """What :func:`watch` put on an encoder output, if it did so for the same plan."""
+    """What :func:`watch` put on an encoder output, if it serves the plan: it may have been made for another one."""
     encoded = getattr(output, CARRIED, None)
-    return encoded if encoded is not None and encoded.plan == str(plan) else None
+    return encoded if encoded is not None and encoded.wanted.serves(Wanted.by(plan)) else None
 
 
 def keeps_all(step: Step) -> bool:
@@ -62,16 +97,13 @@ def watch(family: Family, plan: Plan, undo: list[Callable[[], None]]) -> None:
         UnsupportedError: if the tower cannot give what the plan needs.
     """
     steps = [step for step in plan.steps if not keeps_all(step)]
-    needs = {need for step in steps for need in step.method.card.needs} & {"attention", "keys"}
-    want_before = family.rowwise is not None and any(s.method.card.features == "before" for s in steps)
+    wanted = Wanted.by(plan)
+    needs, want_before = wanted.needs, family.rowwise is not None and wanted.before
     resize = next((s for s in steps if s.stage == "input"), None)
     if resize is not None:
         if not family.resizable:
-            raise UnsupportedError(
-                f"{family.name} has a tower that takes pictures of one size only",
-                where=f"method {resize.method.name}, stage input",
-                hint="pool, which averages tokens after the tower",
-            )
+            fault = family.one_size()
+            raise UnsupportedError(fault.what, where=f"method {resize.method.name}, {fault.where}", hint=fault.hint)
         if needs or sum(s.stage == "input" for s in steps) > 1:
             raise UnsupportedError(
                 f"what is read in the tower belongs to the smaller picture, which {plan} cannot look up later",
@@ -93,7 +125,11 @@ def watch(family: Family, plan: Plan, undo: list[Callable[[], None]]) -> None:
             if "attention" in needs:
                 scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
                 if row is None:
-                    scores = tap.received(query, key, scale, mask)  # (b, h, n)
+                    # Flash kernels get all pictures in one call, and where each begins instead of a mask.
+                    borders = kwargs.get("cu_seq_lens_q")
+                    parts = [slice(None)] if borders is None else [slice(*p) for p in pairwise(borders.tolist())]
+                    each = [tap.received(query[:, :, part], key[:, :, part], scale, mask) for part in parts]
+                    scores = torch.cat(each, -1)  # (b, h, n)
                 else:
                     one = row % query.shape[2]
                     cut = None if mask is None else mask[:, :, one : one + 1]
@@ -132,14 +168,15 @@ def watch(family: Family, plan: Plan, undo: list[Callable[[], None]]) -> None:
             seen = shelf.seen
         finally:
             shelf.seen = outer
-        encoded = Encoded(str(plan), layouts)
+        encoded = Encoded(wanted, layouts, family.rows(output), family.planes(output))
         for name in needs if resize is None else ():
             values = family.per_unit(seen[name], layouts, arguments)
             origin, at = (domain, layer) if name == "attention" else ("", layer)
             encoded.extras[name] = [
                 Extra(_to_tokens(name, value, one), at, origin) for value, one in zip(values, layouts, strict=True)
             ]
-        if want_before and resize is None:
+        # Where tower tokens were mixed after the connector there is no single row before it for each token.
+        if want_before and resize is None and all(one.source.shape[1] == 1 for one in layouts):
             rows = family.per_unit(seen["before"], layouts, arguments)
             sources = [one.source[:, 0].to(value.device).clamp(min=0) for value, one in zip(rows, layouts, strict=True)]
             encoded.before = [value[source] for value, source in zip(rows, sources, strict=True)]

@@ -80,17 +80,29 @@ def shorten(kwargs: dict[str, Any], cut: Cut, dropped: Tensor, positions: Tensor
     new = dict(kwargs)
     new["input_ids"] = cut.take(kwargs["input_ids"]).masked_fill(~cut.alive, pad)
     new["position_ids"] = cut.take(positions)
-    for name in FOLLOWERS:
-        if isinstance(value := kwargs.get(name), Tensor):
-            # On a cache, some versions hand over the types of the whole conversation; those of a draft are missing.
-            value = value[..., max(0, value.shape[-1] - cut.length) :]
-            new[name] = cut.take(torch.nn.functional.pad(value, (0, cut.length - value.shape[-1])))
+    for name, (earlier, types) in token_types(kwargs).items():
+        new[name] = torch.cat([earlier, cut.take(types)], dim=-1)
     if isinstance(labels := kwargs.get("labels"), Tensor):
         # A label is predicted from the column before it. Where that one was dropped, another token would be asked to
         # predict it; such labels do not count.
         orphan = torch.nn.functional.pad(dropped[:, :-1], (1, 0)).to(labels.device)
         new["labels"] = cut.take(labels.masked_fill(orphan, IGNORED)).masked_fill(~cut.alive.to(labels.device), IGNORED)
     return new
+
+
+def token_types(kwargs: dict[str, Any]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Token types by name, (b, earlier columns) and (b, L) of this call.
+
+    Some versions and models hand over those of the whole conversation; for the draft of assisted decoding, which is
+    text, there may be none.
+    """
+    length, found = kwargs["input_ids"].shape[1], {}
+    for name in FOLLOWERS:
+        if isinstance(value := kwargs.get(name), Tensor):
+            earlier = max(0, value.shape[-1] - length)
+            missing = length - (value.shape[-1] - earlier)
+            found[name] = value[..., :earlier], torch.nn.functional.pad(value[..., earlier:], (0, missing))
+    return found
 
 
 def recount(positions: Tensor, alive: Tensor) -> tuple[Tensor, Tensor]:

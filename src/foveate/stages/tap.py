@@ -8,9 +8,11 @@ sdpa and flash stay on, and only the rows a method asked for are computed again.
 from __future__ import annotations
 
 import copy
+import inspect
 import sys
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,12 +33,14 @@ def tap(module: nn.Module, reader: Reader) -> Callable[[], None]:
     from transformers import AttentionInterface
 
     if module not in _readers:
-        base = module.config._attn_implementation
+        config: Any = module.config
+        base = config._attn_implementation
         AttentionInterface.register(PREFIX + base, _through(base))
         _readers[module] = []
-        module.__dict__["_foveate_config"] = module.config
-        module.config = copy.copy(module.config)
-        module.config._attn_implementation_internal = PREFIX + base
+        module.__dict__["_foveate_config"] = config
+        own = copy.copy(config)
+        own._attn_implementation_internal = PREFIX + base
+        module.config = own
     _readers[module].append(reader)
 
     def remove() -> None:
@@ -60,7 +64,10 @@ def _through(base: str):
             module = copy.copy(module)
             module.config = module.__dict__["_foveate_config"]
         if base == "eager":
-            function = sys.modules[type(module).__module__].eager_attention_forward
+            # The one that the module's forward names: a library file may have one for text and one for pictures.
+            names = inspect.unwrap(type(module).forward).__code__.co_names
+            name = next((n for n in names if n.endswith("eager_attention_forward")), "eager_attention_forward")
+            function = getattr(sys.modules[type(module).__module__], name)
         else:
             from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 

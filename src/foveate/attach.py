@@ -10,7 +10,6 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,25 +20,14 @@ from .families import Family, adapt
 from .plan import Plan
 from .report import ImageReport, Report, Stopwatch
 from .stages import cache as caches
-from .stages import connector, encoder
+from .stages import connector, encoder, prompt
 from .stages.connector import Picture
-from .stages.follow import IGNORED, Cut, recount, shorten
+from .stages.follow import IGNORED
 from .tokens import Kind
 
 PIXELS = ("pixel_values", "pixel_values_videos", "pixel_values_images", "image_patches")
 READY = ("input", "connector")  # stages that exist
-ENDING = "_foveate_ending"  # attribute of shortened encoder outputs
 VIDEO = "video is not compressed yet: it passed untouched"
-
-
-@dataclass(frozen=True)
-class Ending:
-    """What a cache has to remember once the call that shortened its prompt is over; see :func:`caches.remember`."""
-
-    removed: int
-    alive: Tensor
-    back: Tensor | None
-    needs_run: bool
 
 
 def compress(
@@ -105,7 +93,7 @@ class Run:
         self._needs_question = any("question" in s.method.card.needs for s in plan.steps)
         self._here = threading.local()
         self._last: Report | None = None
-        self._undo: list[Callable[[], object]] = []
+        self._undo: list[Callable[[], None]] = []
         try:
             encoder.watch(self.family, plan, self._undo)
             for module in modules:
@@ -154,7 +142,7 @@ class Run:
         past = kwargs.get("past_key_values")
         memory = caches.memory_of(past)
         images = (kwargs.get("mm_encoder_outputs") or {}).get("image")
-        if (memory is not None and memory.prepared) or hasattr(images, ENDING):
+        if (memory is not None and memory.prepared) or hasattr(images, prompt.ENDING):
             return None  # a wrapper around the model was called, and its hook has done the work
         new = self._prompt(kwargs, past, memory)
         return None if new is kwargs else ((), new)
@@ -164,20 +152,20 @@ class Run:
         if memory is not None:
             memory.prepared = False
         images = (kwargs.get("mm_encoder_outputs") or {}).get("image")
-        ending: Ending | None = getattr(images, ENDING, None)
+        ending: prompt.Ending | None = getattr(images, prompt.ENDING, None)
         if ending is None or output is None:
             return
         cache = _cache_in(output) or kwargs.get("past_key_values")
         if cache is not None:
             caches.remember(cache, ending.removed, ending.alive, ending.back, ending.needs_run)
-            setattr(images, ENDING, None)  # once
+            setattr(images, prompt.ENDING, None)  # once
 
     def _prompt(self, kwargs: dict[str, Any], past: Any, memory: caches.Memory | None) -> dict[str, Any]:
         """The call's arguments with its images compressed; the same object if nothing has to change."""
         encoded = kwargs.get("mm_encoder_outputs") or {}
         pixels = [name for name in PIXELS if kwargs.get(name) is not None]
         if not pixels and not any(output is not None for output in encoded.values()):
-            return self._later(kwargs, past, memory)
+            return prompt.continued(self.family, self.plan, kwargs, past, memory)
         if kwargs.get("input_ids") is None:
             raise UnsupportedError(
                 "the call has images, but inputs_embeds instead of input_ids: its visual tokens cannot be told apart",
@@ -193,7 +181,7 @@ class Run:
         if output is None:
             length = kwargs["input_ids"].shape[1]
             self._done(Report(str(self.plan), (), length, length, self.family.decoder_layers(), notes))
-            return self._later(kwargs, past, memory)
+            return prompt.continued(self.family, self.plan, kwargs, past, memory)
         carried = encoder.encoded_of(output, self.plan)
         if carried is None:
             raise UnsupportedError(
@@ -206,9 +194,9 @@ class Run:
         pictures = [p for prompt in prompts for p in prompt]
         before = after = kwargs["input_ids"].shape[1]
         if all(p.reduction is None for p in pictures):
-            new = self._later(kwargs, past, memory)
+            new = prompt.continued(self.family, self.plan, kwargs, past, memory)
         else:
-            new = self._shortened(kwargs, output, prompts, repeat, past, memory)
+            new = prompt.shortened(self.family, self.plan, kwargs, output, prompts, repeat, past, memory)
             after = new["input_ids"].shape[1]
         self._done(self._summary(pictures, before, after, notes, watch))
         return given if new is kwargs and not pixels else new
@@ -239,128 +227,6 @@ class Run:
                 question = connector.question_embeddings(family, ids[row], text[row], self._special.to(ids.device))
             connector.reduce(family, self.plan, pictures, question)
         return prompts, repeat
-
-    def _shortened(
-        self,
-        kwargs: dict[str, Any],
-        output: Any,
-        prompts: list[list[Picture]],
-        repeat: int,
-        past: Any,
-        memory: caches.Memory | None,
-    ) -> dict[str, Any]:
-        """The call's arguments without the columns that the pictures lost."""
-        family, ids, mask = self.family, kwargs["input_ids"], kwargs.get("attention_mask")
-        if past is not None:
-            caches.check_supported(past, f"family {family.name}, plan {self.plan}")
-        self._check_mask(mask)
-        rows, length = ids.shape
-        counts, right = [length] * rows, False
-        valid = torch.ones_like(ids, dtype=torch.bool)
-        if mask is not None:
-            valid = mask[:, mask.shape[1] - length :].bool()
-            counts, ends = torch.stack([valid.sum(1), valid[:, -1]]).tolist()
-            right = not all(ends)
-        whole = min(counts) == length
-
-        keep = valid.clone()
-        features: list[Tensor] = []
-        planes: list[list[Tensor]] = []
-        for row in range(rows):
-            for p in prompts[row // repeat]:
-                if p.reduction is not None:
-                    keep[row, p.places] = False
-                    keep[row, p.places[p.reduction.anchor.to(p.places.device)]] = True
-                    counts[row] -= p.reduction.n - p.reduction.m
-                features.append(p.x)
-                planes.append(p.planes)
-        lost = sum(p.reduction.n - p.reduction.m for prompt in prompts for p in prompt if p.reduction is not None)
-        # Padding leaves with the rest, unless all of it is needed to keep the rows equally long.
-        cut = Cut.keeping(keep, counts, right) if lost else Cut.nothing(valid, whole)
-
-        counted = 0 if past is None else int(past.get_seq_length())
-        stored = 0 if past is None else caches.stored_columns(past)
-        positions = self._positions(kwargs, counted, memory)
-        new = shorten(kwargs, cut, valid & ~keep, positions, family.pad_token_id)
-        back = None
-        if self.plan.positions == "contiguous" and lost:
-            new["position_ids"], back = recount(new["position_ids"], cut.alive)
-
-        alive, hidden = cut.alive, not cut.all_alive
-        if stored:
-            earlier = self._earlier(mask, memory, stored, counted, rows, ids.device)
-            hidden = hidden or not bool(earlier.all())
-            alive = torch.cat([earlier, alive], 1)
-        gap = 0 if memory is None else memory.removed
-        if lost or gap or (memory is not None and memory.needs_run):
-            # Without a cache the library reads gaps in position ids as borders of packed sequences, unless it is given
-            # a mask. With one, no mask is the faster call.
-            new["attention_mask"] = None
-            if hidden or past is None:
-                new["attention_mask"] = torch.cat([alive.new_zeros(rows, gap), alive], 1).long()
-            new |= self._one_sequence(new, hidden, stored)
-        if memory is not None:
-            memory.prepared = True
-        joined = [torch.cat(stack) for stack in zip(*planes, strict=True)]
-        shortened = family.replaced(output, features, joined)
-        unfit = bool(lost) and (hidden or back is not None)
-        setattr(shortened, ENDING, Ending(cut.removed, alive, back, unfit))
-        new["mm_encoder_outputs"] = {**kwargs["mm_encoder_outputs"], "image": shortened}
-        return new
-
-    def _one_sequence(self, new: dict[str, Any], hidden: bool, stored: int) -> dict[str, Any]:
-        """Flash attention reads gaps in the positions of a single row as borders of packed sequences; say it is one."""
-        ids, positions = new["input_ids"], new["position_ids"]
-        flash = "flash" in (self.model.config.get_text_config()._attn_implementation or "")
-        if not flash or hidden or len(ids) > 1 or self.plan.positions == "contiguous":
-            return {}
-        if stored:
-            raise UnsupportedError(
-                "flash attention cannot continue a cache with positions that have gaps",
-                where=f"family {self.family.name}, {stored} stored columns, positions={self.plan.positions!r}",
-                hint='positions="contiguous", or attn_implementation="sdpa"',
-            )
-        borders = torch.tensor([0, ids.shape[1]], dtype=torch.int32, device=positions.device)
-        return {f"cu_seq_lens_{x}": borders for x in "qk"} | {f"max_length_{x}": ids.shape[1] for x in "qk"}
-
-    def _earlier(
-        self, mask: Tensor | None, memory: caches.Memory | None, stored: int, counted: int, rows: int, device: Any
-    ) -> Tensor:
-        """(b, stored) which columns of an earlier turn are not padding."""
-        if memory is not None:
-            return memory.columns(None if mask is None else mask[:, :counted], stored, 0)
-        if mask is not None and mask.shape[1] >= counted:
-            return mask[:, :stored].bool()
-        return torch.ones(rows, stored, dtype=torch.bool, device=device)
-
-    def _later(self, kwargs: dict[str, Any], past: Any, memory: caches.Memory | None) -> dict[str, Any]:
-        """Arguments of a call on a cache that holds a shortened prompt: decoding, or a turn without new images."""
-        if memory is None or not memory.needs_run:
-            return kwargs
-        ids = kwargs["input_ids"] if kwargs.get("input_ids") is not None else kwargs["inputs_embeds"]
-        given = kwargs.get("attention_mask")
-        self._check_mask(given)
-        positions = self._positions(kwargs, int(past.get_seq_length()), memory)  # before the mask, along which some count
-        memory.prepared = True
-        mask = memory.mask(given, caches.stored_columns(past), ids.shape[1])
-        return {**kwargs, "attention_mask": mask, "position_ids": positions}
-
-    def _positions(self, kwargs: dict[str, Any], counted: int, memory: caches.Memory | None) -> Tensor:
-        """Position ids of all columns of the call; earlier turns may have moved them back."""
-        positions = kwargs.get("position_ids")
-        if positions is None:
-            positions = self.family.positions(kwargs, counted)
-        if memory is not None and memory.back is not None:
-            positions = positions - _rows(memory.back, positions)
-        return positions
-
-    def _check_mask(self, mask: Any) -> None:
-        if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 2):
-            raise UnsupportedError(
-                "the attention mask is not two-dimensional, as with a static cache or a mask of your own",
-                where=f"family {self.family.name}, plan {self.plan}",
-                hint="no cache_implementation, and a (batch, length) mask",
-            )
 
     # -- what happened ---------------------------------------------------------------------------------------------
 
@@ -397,26 +263,25 @@ class Run:
         return Report(str(self.plan), tuple(images), before, after, self.family.decoder_layers(), notes, watch.stop())
 
 
-def _unwrapped(model: nn.Module) -> tuple[nn.Module, list[nn.Module]]:
+def _unwrapped(model: Any) -> tuple[Any, list[nn.Module]]:
     """The transformers model, and the modules through which it is called, outermost first.
 
     A PEFT tuner calls ``forward`` of the model that it wraps, past its hooks, while ``generate`` goes to the model.
     """
     if not isinstance(model, nn.Module):
         raise UnsupportedError(f"{type(model).__name__} is not a model", hint="pass pipeline.model, not the pipeline")
-    modules = [model]
-    if hasattr(model, "peft_config"):
-        if hasattr(model, "get_base_model"):
-            modules = [model.base_model, model.get_base_model()]
-        else:  # the tuner itself
-            modules = [model, model.model]
-        modules = list(dict.fromkeys(modules))  # prompt tuning has no tuner in between
-    inner = modules[-1]
+    from transformers import PreTrainedModel
+
+    tuner: Any = model
+    inner: Any = model
+    if hasattr(model, "peft_config") and not isinstance(model, PreTrainedModel):
+        whole = hasattr(model, "get_base_model")
+        tuner, inner = (tuner.base_model, inner.get_base_model()) if whole else (tuner, inner.model)
     if not hasattr(inner, "config") or not hasattr(inner, "get_input_embeddings"):
         raise UnsupportedError(
             f"{type(inner).__name__} is not a transformers model", hint="AutoModelForImageTextToText.from_pretrained"
         )
-    return inner, modules
+    return inner, list(dict.fromkeys([tuner, inner]))  # prompt tuning has no tuner in between
 
 
 def _run_on(model: nn.Module) -> Run | None:
@@ -452,15 +317,6 @@ def _questions(kwargs: dict[str, Any]) -> Tensor:
         text = text.clone()
         text[:, ids.shape[1] - kept + 1 :] = False
     return text
-
-
-def _rows(back: Tensor, positions: Tensor) -> Tensor:
-    """``back`` for positions with another number of axes. Of four, the first counts text and rotates nothing."""
-    if back.ndim == 2 or positions.ndim == 2:
-        return back if positions.ndim == back.ndim else (back[0] if back.ndim == 3 else back[None])
-    if len(positions) == 4 and len(back) == 3:
-        return torch.cat([back[:1], back])
-    return back[1:] if len(back) == 4 and len(positions) != 4 else back
 
 
 def _named(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
