@@ -122,7 +122,7 @@ def test_batch_is_its_rows(name, probe):
             for one, other in zip(mine, report.of(i), strict=True):
                 assert torch.equal(one.kept, other.kept) and one.sample == 0 and other.sample == i
     text = ref.stock(name)[0][2, -row["input_ids"].shape[1] :]
-    torch.testing.assert_close(together[2, -len(text) :], text, atol=1e-5 if name != "llama4" else 1e-4, rtol=0)
+    torch.testing.assert_close(together[2, -len(text) :], text, atol=1e-5, rtol=0)
 
 
 # -- taken off -------------------------------------------------------------------------------------------------------

@@ -4,35 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import Annotated, Optional
 
 import typer
 
-if TYPE_CHECKING:
-    from rich.progress import Progress
+from .tools import progress
 
 app = typer.Typer(help="The shipped small model: make its pictures, train it, measure it.", no_args_is_help=True)
-
-
-def _progress() -> Progress:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=Console(stderr=True))
 
 
 @app.command()
@@ -44,9 +22,9 @@ def make(
     """Write new pictures with questions and answers."""
     from foveate import testbed
 
-    with _progress() as progress:
-        task = progress.add_task("slices", total=len(testbed.SLICES))
-        testbed.make(out, seed=seed, n=n, tick=lambda _: progress.advance(task))
+    with progress() as bar:
+        task = bar.add_task("slices", total=len(testbed.SLICES))
+        testbed.make(out, seed=seed, n=n, tick=lambda _: bar.advance(task))
     typer.echo(f"{out}: {n} questions in each of {len(testbed.SLICES)} slices, {out.stat().st_size / 1e6:.1f} MB")
 
 
@@ -62,13 +40,13 @@ def train(
 
     if not resume and any(out.glob("*.pt")):
         raise typer.BadParameter(f"{out} holds checkpoints; pass --resume to go on from them, or another --out")
-    with _progress() as progress:
+    with progress() as bar:
         tasks = {}
 
         def tick(stage: str, step: int, steps: int) -> None:
             if stage not in tasks:
-                tasks[stage] = progress.add_task(stage, total=steps)
-            progress.update(tasks[stage], completed=step)
+                tasks[stage] = bar.add_task(stage, total=steps)
+            bar.update(tasks[stage], completed=step)
 
         done = run(out, smoke=smoke, hours=hours, tick=tick)
     typer.echo(f"model: {done}" if done else f"stopped after {hours} h; go on with --resume")
@@ -90,11 +68,11 @@ def evaluate(
     loaded, processor = testbed.load(device, dtype, path=model)
     asked = testbed.samples(slice, limit)
     results = []
-    with _progress() as progress:
-        task = progress.add_task("questions", total=len(asked))
+    with progress() as bar:
+        task = bar.add_task("questions", total=len(asked))
         for result in testbed.answer(loaded, processor, asked, batch=batch):
             results.append(result)
-            progress.advance(task)
+            bar.advance(task)
     rows = testbed.summary(results)
     if as_json:
         typer.echo(json.dumps({"model": str(model or "testbed"), "dtype": dtype, "rows": rows}))
