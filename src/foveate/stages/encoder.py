@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..errors import UnsupportedError
 from ..families import Family, Layout
-from ..plan import Plan, Step
+from ..plan import Plan
 from ..tokens import Extra
 from . import tap
 
@@ -45,7 +45,7 @@ class Wanted:
     @classmethod
     def by(cls, plan: Plan) -> Wanted:
         """What is collected for a plan; steps that drop nothing want nothing."""
-        steps = [step for step in plan.steps if not keeps_all(step)]
+        steps = [step for step in plan.steps if step.keep is None or not step.keep.is_all]
         cards = [step.method.card for step in steps]
         return cls(
             frozenset(need for card in cards for need in card.needs) & {"attention", "keys"},
@@ -85,18 +85,13 @@ def encoded_of(output: Any, plan: Plan) -> Encoded | None:
     return encoded if encoded is not None and encoded.wanted.serves(Wanted.by(plan)) else None
 
 
-def keeps_all(step: Step) -> bool:
-    """Whether a step drops nothing whatever the picture, so that nothing needs to be collected for it."""
-    return step.keep is not None and step.keep.unit == "share" and step.keep.amount >= 1
-
-
 def watch(family: Family, plan: Plan, undo: list[Callable[[], None]]) -> None:
     """Wrap the encoder of ``family`` for ``plan``. What undoes it is added to ``undo`` step by step.
 
     Raises:
         UnsupportedError: if the tower cannot give what the plan needs.
     """
-    steps = [step for step in plan.steps if not keeps_all(step)]
+    steps = [step for step in plan.steps if step.keep is None or not step.keep.is_all]
     wanted = Wanted.by(plan)
     needs, want_before = wanted.needs, family.rowwise is not None and wanted.before
     resize = next((s for s in steps if s.stage == "input"), None)

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ..errors import require
 from .words import (
     COLOURS,
     COLUMNS,
@@ -148,10 +149,9 @@ class _Canvas:
 @lru_cache(1)
 def _photographs() -> list[np.ndarray]:
     """Real photographs that ship inside scikit-learn and scikit-image, RGB uint8, at a width of 400 px."""
-    import skimage
-    from sklearn.datasets import load_sample_images
-
-    folder, pictures = Path(skimage.__file__).parent / "data", [Image.fromarray(a) for a in load_sample_images().images]
+    skimage = require("skimage", "testbed")
+    samples = require("sklearn.datasets", "testbed").load_sample_images().images
+    folder, pictures = Path(skimage.__file__).parent / "data", [Image.fromarray(a) for a in samples]
     pictures += [Image.open(folder / name).convert("RGB") for name in (*_PHOTOS, *_TEXTURES)]
     return [
         np.asarray(p.resize((400, max(240, 400 * p.height // p.width)), Image.Resampling.BILINEAR)) for p in pictures
@@ -166,17 +166,14 @@ def _noise() -> np.ndarray:
 @lru_cache(2)
 def _scans(evaluation: bool) -> list[list[np.ndarray]]:
     """Handwritten digits (scikit-learn, 1,797 scans of 8 x 8), per digit; every fifth scan is for evaluation only."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
+    digits = require("sklearn.datasets", "testbed").load_digits()
     chosen = (np.arange(len(digits.target)) % 5 == 0) == evaluation
     return [list((digits.images[chosen & (digits.target == d)] * 15.9).astype(np.uint8)) for d in range(10)]
 
 
 @lru_cache(1)
 def _font_files() -> tuple[str | None, ...]:
-    import matplotlib
-
+    matplotlib = require("matplotlib", "testbed")
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     names = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSansMono-Bold", "DejaVuSerif-Bold")
     return (*(str(folder / f"{n}.ttf") for n in names), None)  # None: the font inside Pillow

@@ -412,8 +412,8 @@ def export(checkpoint: str | Path, folder: str | Path) -> Path:
 def train(
     out: str | Path, smoke: bool = False, hours: float | None = None, seed: int = 0, tick: Tick | None = None
 ) -> Path | None:
-    """Train the testbed from nothing, or go on from the checkpoints in `out`. The default recipe is the one that
-    made the weights.
+    """Train the testbed from nothing, or go on from the checkpoints in `out`. All of it follows from
+    the seed and the phases at the top of each stage.
 
     Args:
         out: folder for checkpoints, the log (`log.jsonl`) and the finished model (`out/model`).
