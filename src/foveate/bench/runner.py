@@ -265,4 +265,4 @@ def _start(fed: dict[str, Any], features: Any) -> dict[str, Any]:
 
 
 def _shrinks(plan: Plan) -> bool:
-    return any(step.stage == "input" for step in plan.steps)
+    return any(step.stage in ("input", "encoder") for step in plan.steps)

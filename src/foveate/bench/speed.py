@@ -3,6 +3,11 @@
 The limit is known: the same stock model on a prompt that physically holds only the kept tokens (the *oracle*). A random
 stock LLaVA is built in the size asked for; its vision tower is tiny and stays out of all times, since features are
 encoded once and passed in. Ratios only: every round runs all variants in turns on the same machine.
+
+At keep=1.0 the language model gets the very arguments that it gets without a run, so all that a run can cost lies before
+it. That part is timed by itself, too: ``added`` is a prompt under the run minus one without, both stopped where the
+language model begins. The ratio of whole prefills holds the noise of the machine besides; ``control`` says how much that
+is: the uncompressed model over itself, measured like any other variant.
 """
 
 from __future__ import annotations
@@ -141,7 +146,7 @@ def measure_speed(
 
 def calls(tokens: Sequence[int], keeps: Sequence[float], methods: Sequence[str], repeats: int) -> int:
     """How often :func:`measure_speed` will tick."""
-    per_size = 2 + len(keeps) * (1 + 2 * len(methods))
+    per_size = 5 + len(keeps) * (1 + 2 * len(methods))
     return len(tokens) * per_size * (repeats + 1)
 
 
@@ -170,7 +175,13 @@ def _at(
 
     splits: dict[str, list[tuple[float, float]]] = {}
     hooks_alone: list[float] = []  # at keep=1.0 no method is asked: all the report's seconds are the hooks'
-    jobs = {"stock": _job(model, fed, features), "full": _job(model, fed, features, full, hooks_alone)}
+    jobs = {
+        "stock": _job(model, fed, features),
+        "control": _job(model, fed, features),
+        "full": _job(model, fed, features, full, hooks_alone),
+        "stock|start": _stopped(model, _job(model, fed, features)),
+        "full|start": _stopped(model, _job(model, fed, features, full)),
+    }
     for k in keeps:
         kept = Plan.of(methods[0], float(k)).steps[0].keep.counts([PER_IMAGE])[0]  # type: ignore[union-attr]
         short = _prompt(model, images, kept, text)
@@ -183,7 +194,13 @@ def _at(
 
     stock = found["stock"]
     hooks = statistics.median(hooks_alone[1:]) / stock.median()
-    overhead = {"tokens": n, **_ratio("ratio", found["full"], stock), "hooks_of_stock": hooks}
+    overhead = {
+        "tokens": n,
+        **_ratio("ratio", found["full"], stock),
+        **_ratio("control", found["control"], stock),
+        "hooks_of_stock": hooks,
+        "added_of_stock": (found["full|start"].median() - found["stock|start"].median()) / stock.median(),
+    }
     rows = []
     for m, k in plans:
         mine, oracle = found[f"{m}|{k}"], found[f"oracle|{k}"]
@@ -246,29 +263,41 @@ class _Enough(Exception):  # noqa: N818 - not an error
     """Ends a prefill where the language model would begin."""
 
 
-def _split_job(model: Any, fed: dict[str, Any], features: Any, plan: Plan, splits: list[tuple[float, float]]) -> Job:
-    """Notes (seconds inside the method, seconds of everything else before the language model), and stops there."""
+def _stopped(model: Any, job: Job) -> Job:
+    """The same prefill as far as the first layer of the language model."""
 
     def stop(*_: Any) -> None:
         raise _Enough
 
     @contextmanager
     def go() -> Iterator[Callable[[], Any]]:
+        with job() as work:
+
+            def start() -> None:
+                with suppress(_Enough):
+                    work()
+
+            handle = model.get_decoder().register_forward_pre_hook(stop)
+            try:
+                yield start
+            finally:
+                handle.remove()
+
+    return go
+
+
+def _split_job(model: Any, fed: dict[str, Any], features: Any, plan: Plan, splits: list[tuple[float, float]]) -> Job:
+    """Notes (seconds inside the method, seconds of everything else before the language model), and stops there."""
+
+    @contextmanager
+    def go() -> Iterator[Callable[[], Any]]:
         log: list[float] = []
         steps: list[Step] = [replace(s, method=Timed(s.method, log)) for s in plan.steps]
-        handle = model.get_decoder().register_forward_pre_hook(stop)
-
-        def work() -> None:
-            with suppress(_Enough):
-                prefill(model, fed, features)
-
-        try:
-            with compress(model, replace(plan, steps=tuple(steps))) as run:
-                yield work
-                assert run.report is not None
-                splits.append((sum(log), run.report.seconds - sum(log)))
-        finally:
-            handle.remove()
+        seconds: list[float] = []
+        job = _job(model, fed, features, replace(plan, steps=tuple(steps)), seconds)
+        with _stopped(model, job)() as work:
+            yield work
+        splits.append((sum(log), seconds[-1] - sum(log)))
 
     return go
 
