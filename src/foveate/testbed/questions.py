@@ -16,7 +16,7 @@ from .words import COLOURS, COLUMNS, NUMBERS, ROWS, SHAPES
 
 SLICES = {
     "attribute": "colour, shape or size of one object",
-    "count": "number of objects, or of those with a colour, shape or size",
+    "count": "number of objects (two to four), or of those of a colour",
     "position": "where an object is on a 3 x 3 raster, or what is at a place",
     "relation": "which of two overlapping objects is in front of the other, and which behind",
     "existence": "is there a ...: yes/no, balanced, half of the negatives adversarial",
@@ -29,7 +29,7 @@ SLICES = {
 }
 KIND_OF = {"reading-short": "labels", "reading-dense": "page", "small-detail": "tags", "chart": "chart"}
 SCENE_SLICES = {
-    "shapes": ("attribute", "count", "position", "relation", "existence"),
+    "shapes": ("attribute", "count", "count", "position", "relation", "existence"),
     "labels": ("reading-short", "reading-short", "position"),
     "tags": ("small-detail", "small-detail", "position"),
     "page": ("reading-dense",),
@@ -83,14 +83,15 @@ def _attribute(scene: Scene, rng: random.Random) -> Turn | None:
 
 def _count(scene: Scene, rng: random.Random) -> Turn | None:
     things = _shapes(scene)
-    thing, ask = rng.choice(things), rng.choice(("all", "colour", "shape", "size"))
-    if ask == "all":
-        return Turn("how many objects", NUMBERS[len(things) - 1], 1 / 6)
-    word = getattr(thing, ask)
-    number = sum(getattr(t, ask) == word for t in things)
+    if len(things) > 4:
+        return None
+    if rng.random() < 0.35:
+        return Turn("how many objects", NUMBERS[len(things) - 1], 1 / 3)
+    colour = rng.choice(things).colour
+    number = sum(t.colour == colour for t in things)
     if number == 1 and rng.random() < 0.6:  # ones would be most of the answers
         return None
-    return Turn(f"how many {word} objects", NUMBERS[number - 1], 1 / 6)
+    return Turn(f"how many {colour} objects", NUMBERS[number - 1], 1 / 3)
 
 
 def _position(scene: Scene, rng: random.Random) -> Turn | None:

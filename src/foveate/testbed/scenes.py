@@ -39,6 +39,7 @@ from .words import (
 
 SIZE, PATCH = 192, 8
 GRID = SIZE // PATCH  # 24 x 24 = 576 visual tokens
+BACKGROUND = 0.15  # weight of patches that show nothing with a name
 CELL = SIZE // 3  # things are placed in a 3 x 3 raster of cells, so that a place has a name
 
 KINDS = ("shapes", "labels", "tags", "page", "chart")
@@ -139,7 +140,7 @@ class _Canvas:
                 labels[patch] = table[who - 1]
                 labels[patch, DENSE_INDEX["object"]] = 1
                 clear[patch], vague[patch] = True, False
-        weight = np.where(clear, 1.0, np.where(vague, 0.0, 0.15)).astype(np.float32)
+        weight = np.where(clear, 1.0, np.where(vague, 0.0, BACKGROUND)).astype(np.float32)
         return labels, weight
 
 
@@ -271,14 +272,18 @@ def _place(cell: int) -> list[str]:
     return [ROWS[cell // 3], COLUMNS[cell % 3]]
 
 
+def _centre(rng: random.Random, cell: int, reach: int) -> tuple[int, int]:
+    """A point in a cell: the middle of one of its patches, at most `reach` patches off its centre, give or take a pixel."""
+    x, y = (4 + PATCH * rng.randint(4 - reach, 3 + reach) + rng.randint(-1, 1) for _ in range(2))
+    return cell % 3 * CELL + x, cell // 3 * CELL + y
+
+
 def _add_shape(
     canvas: _Canvas, rng: random.Random, cell: int, shapes: tuple[str, ...] = SHAPES, colours: tuple[str, ...] = COLOURS
 ) -> Thing:
     thing = Thing("shape", cell, rng.choice(colours), rng.choice(shapes), rng.choice(("small", "big")))
     r = rng.choice((9, 10)) if thing.size == "small" else rng.choice((18, 20))
-    reach = 3 if thing.size == "small" else 2
-    cx = cell % 3 * CELL + 32 + 4 * rng.randint(-reach, reach)
-    cy = cell // 3 * CELL + 32 + 4 * rng.randint(-reach, reach)
+    cx, cy = _centre(rng, cell, 3 if thing.size == "small" else 2)
     owner = canvas.own([thing.colour, thing.shape, thing.size, *_place(cell)])
     _shape(canvas, thing.shape, cx, cy, r, RGB[thing.colour], owner)
     canvas.centres.append((cx, cy, owner))
@@ -286,17 +291,17 @@ def _add_shape(
 
 
 def _add_overlap(canvas: _Canvas, rng: random.Random, cell: int) -> list[Thing]:
-    """Two big shapes in one cell, the second partly in front of the first."""
-    shapes = rng.sample(SHAPES, 2)
-    colours = rng.sample(COLOURS, 2)
-    cx, cy = cell % 3 * CELL + 32, cell // 3 * CELL + 32
-    dx, dy = rng.choice((-1, 1)) * rng.choice((8, 12)), rng.choice((-1, 1)) * rng.choice((8, 12))
+    """A big shape with a small one of another shape and colour partly in front of it."""
+    shapes, colours = rng.sample(SHAPES, 2), rng.sample(COLOURS, 2)
+    x, y = _centre(rng, cell, 1)
+    dx, dy = rng.choice(((16, 8), (8, 16)))
+    front = (x + rng.choice((-dx, dx)), y + rng.choice((-dy, dy)))
     pair = []
-    for i, (x, y) in enumerate(((cx - dx, cy - dy), (cx + dx, cy + dy))):
-        thing = Thing("shape", cell, colours[i], shapes[i], "big", ("behind", "front")[i])
-        owner = canvas.own([thing.colour, thing.shape, "big", thing.depth, *_place(cell)])
-        _shape(canvas, thing.shape, x, y, 18, RGB[thing.colour], owner)
-        canvas.centres.append((x - dx // 3 if i == 0 else x, y - dy // 3 if i == 0 else y, owner))
+    for i, (cx, cy) in enumerate(((x, y), front)):
+        thing = Thing("shape", cell, colours[i], shapes[i], ("big", "small")[i], ("behind", "front")[i])
+        owner = canvas.own([thing.colour, thing.shape, thing.size, thing.depth, *_place(cell)])
+        _shape(canvas, thing.shape, cx, cy, (20, 10)[i], RGB[thing.colour], owner)
+        canvas.centres.append((cx, cy, owner))
         pair.append(thing)
     return pair
 
@@ -373,13 +378,13 @@ def _add_tag(canvas: _Canvas, rng: random.Random, cell: int, colour: str) -> Thi
 
 
 def _shapes(canvas: _Canvas, rng: random.Random, evaluation: bool) -> list[Thing]:
-    cells = rng.sample(range(9), rng.randint(2, 6))
+    cells = rng.sample(range(9), rng.randint(2, 5))
     things: list[Thing] = []
     if rng.random() < 0.5:
         things += _add_overlap(canvas, rng, cells.pop())
     few = rng.random() < 0.35  # few colours and shapes, so that there is something to count
     shapes, colours = (tuple(rng.sample(SHAPES, 2)), tuple(rng.sample(COLOURS, 2))) if few else (SHAPES, COLOURS)
-    return things + [_add_shape(canvas, rng, cell, shapes, colours) for cell in cells[: 6 - len(things)]]
+    return things + [_add_shape(canvas, rng, cell, shapes, colours) for cell in cells[: 5 - len(things)]]
 
 
 def _labels(canvas: _Canvas, rng: random.Random, evaluation: bool) -> list[Thing]:
