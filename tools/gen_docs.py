@@ -100,8 +100,12 @@ def method_classes() -> dict[str, Any]:
 
 NEED = {
     "attention": "attention rows of one tower block",
+    "early": "attention rows of an earlier tower block",
     "keys": "keys of one tower block",
     "question": "embeddings of the question",
+    "values": "value vectors of one tower block",
+    "value_attention": "how much value vectors of one tower block resemble the CLS token's",
+    "pixels": "the pixels of each patch",
 }
 COUNT = {
     "fixed": "exactly the budget",
@@ -229,6 +233,10 @@ def cost(cls: Any) -> str:
         "attention": Extra(torch.rand(HEADS, N, generator=gen)),
         "keys": Extra(torch.randn(N, KEY_WIDTH, generator=gen)),
         "question": Extra(torch.randn(QUESTION, D, generator=gen)),
+        "early": Extra(torch.rand(HEADS, N, generator=gen)),
+        "values": Extra(torch.randn(N, KEY_WIDTH, generator=gen)),
+        "value_attention": Extra(torch.rand(HEADS, N, generator=gen)),
+        "pixels": Extra(torch.randn(N, 3 * 14 * 14, generator=gen)),
     }
     card = cls.card
     given = {name: extras[name] for name in card.needs}
@@ -253,7 +261,7 @@ def cost(cls: Any) -> str:
         )
     if "keys" in card.needs:
         reads.append("The keys of the same block are read, not computed.")
-    if card.stages[0] == "input":
+    if card.stages[0] in ("input", "encoder"):
         reads.append("The tower has fewer tokens to process as well.")
     return " ".join([size, *reads])
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .attach import Run, compress
     from .budget import Budget
     from .errors import FoveateError, KeepError, MethodError, MissingExtraError, PlanError, UnsupportedError
-    from .method import Card, Method, Recipe, ScoreMethod
+    from .method import Card, Method, Recipe, ScoreMethod, TowerMethod
     from .plan import Plan, Step
     from .report import Report
     from .tokens import Extra, Kind, Reduction, View
@@ -23,7 +23,7 @@ _HOME = {
     "budget": ("Budget",),
     "attach": ("Run", "compress"),
     "errors": ("FoveateError", "KeepError", "MethodError", "MissingExtraError", "PlanError", "UnsupportedError"),
-    "method": ("Card", "Method", "Recipe", "ScoreMethod"),
+    "method": ("Card", "Method", "Recipe", "ScoreMethod", "TowerMethod"),
     "plan": ("Plan", "Step"),
     "report": ("Report",),
     "tokens": ("Extra", "Kind", "Reduction", "View"),

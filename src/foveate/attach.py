@@ -23,10 +23,11 @@ from .stages import cache as caches
 from .stages import connector, encoder, prompt
 from .stages.connector import Picture
 from .stages.follow import IGNORED
+from .stages.question import Turns
 from .tokens import Kind
 
 PIXELS = ("pixel_values", "pixel_values_videos", "pixel_values_images", "image_patches")
-READY = ("input", "connector")  # stages that exist
+READY = ("input", "encoder", "connector")  # stages that exist
 VIDEO = "video is not compressed yet: it passed untouched"
 
 
@@ -52,7 +53,7 @@ def compress(
         plan: text such as ``"divprune:keep=0.25"``, a method, a dict, or a :class:`foveate.Plan`.
         keep: budget of the step that names none: a share, a number of tokens per image, or text with a unit.
         positions: "original" (kept tokens keep their position ids) or "contiguous".
-        processor: only read for its special tokens, by methods that look at the question.
+        processor: only read for its special tokens and its chat template, by methods that look at the question.
         split: how a "/total" budget is shared over the images of a prompt: "proportional" or "equal".
 
     Returns:
@@ -91,11 +92,12 @@ class Run:
         self.family: Family = adapt(self.model)
         self._special = _special_ids(self.model, processor)
         self._needs_question = any("question" in s.method.card.needs for s in plan.steps)
+        self._turns = Turns.of(processor) if self._needs_question and processor is not None else None
         self._here = threading.local()
         self._last: Report | None = None
         self._undo: list[Callable[[], None]] = []
         try:
-            encoder.watch(self.family, plan, self._undo)
+            encoder.watch(self.family, plan, self._undo, Stopwatch)
             for module in modules:
                 self._undo.append(module.register_forward_pre_hook(self._before, with_kwargs=True).remove)
                 after = module.register_forward_hook(self._after, with_kwargs=True, always_call=True)
@@ -198,7 +200,10 @@ class Run:
         else:
             new = prompt.shortened(self.family, self.plan, kwargs, output, prompts, repeat, past, memory)
             after = new["input_ids"].shape[1]
-        self._done(self._summary(pictures, before, after, notes, watch))
+        stop = watch.stop()
+        in_tower = carried.seconds
+        seconds = (lambda: stop() + sum(each() for each in in_tower)) if in_tower else stop
+        self._done(self._summary(pictures, before, after, notes, seconds))
         return given if new is kwargs and not pixels else new
 
     def _encoded(self, kwargs: dict[str, Any], pixels: list[str]) -> dict[str, Any]:
@@ -224,7 +229,8 @@ class Run:
             question = None
             if pictures and text is not None:
                 row = sample * repeat
-                question = connector.question_embeddings(family, ids[row], text[row], self._special.to(ids.device))
+                special = self._special.to(ids.device)
+                question = connector.question_embeddings(family, ids[row], text[row], special, self._turns)
             connector.reduce(family, self.plan, pictures, question)
         return prompts, repeat
 
@@ -234,7 +240,7 @@ class Run:
         self._here.report = self._last = report
 
     def _summary(
-        self, pictures: list[Picture], before: int, after: int, notes: tuple[str, ...], watch: Stopwatch
+        self, pictures: list[Picture], before: int, after: int, notes: tuple[str, ...], seconds: Callable[[], float]
     ) -> Report:
         names = [str(step) for step in self.plan.steps]
         images = []
@@ -258,9 +264,10 @@ class Run:
                     p.full.kind,
                     p.capped,
                     p.reduction,
+                    tuple(p.tower),
                 )
             )
-        return Report(str(self.plan), tuple(images), before, after, self.family.decoder_layers(), notes, watch.stop())
+        return Report(str(self.plan), tuple(images), before, after, self.family.decoder_layers(), notes, seconds)
 
 
 def _unwrapped(model: Any) -> tuple[Any, list[nn.Module]]:
@@ -293,6 +300,7 @@ def _special_ids(model: nn.Module, processor: Any) -> Tensor:
     """Ids that are no words: those of the processor's tokenizer, and those that the model's configuration names."""
     tokenizer = getattr(processor, "tokenizer", processor)
     ids = set(getattr(tokenizer, "all_special_ids", None) or ())
+    ids |= {i for i, token in getattr(tokenizer, "added_tokens_decoder", {}).items() if token.special}
     config: Any = model.config
     for source in (getattr(model, "generation_config", None), config, config.get_text_config()):
         for name, value in vars(source).items() if source is not None else ():

@@ -15,7 +15,7 @@ from __future__ import annotations
 import ast
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -27,7 +27,7 @@ from .tokens import Reduction, View
 
 STAGES = ("input", "encoder", "connector", "layers", "cache")
 RESERVED = ("keep", "at", "split")  # what plan text says about any step; no option may bear these names
-NEEDS = ("attention", "keys", "question")
+NEEDS = ("attention", "early", "keys", "question", "values", "value_attention", "pixels")
 CHOICES = {
     "features": ("before", "after"),
     "guidance": ("none", "question"),
@@ -70,7 +70,9 @@ class Card:
         licence: licence of that repository, "" if there is none.
         stages: places where it can run; the first is its usual one.
         features: whether it sees features before or after the connector.
-        needs: extras its view must carry: "attention" (h, n), "keys" (n, d), "question" (q, d).
+        needs: extras its view must carry: "attention" (h, n), "early" (h, n), which is attention read at the share
+            `early` (a field of the method) of the tower's depth, "keys" (n, d), "question" (q, d), "values" (n, d),
+            "value_attention" (h, n), which is attention between value vectors, "pixels" (n, c) of each token's patches.
         guidance: "none", or "question" if the text decides.
         count: "fixed" (exactly the budget), "grid" (nearest grid within it) or "content" (the input decides).
         touches: "visual" tokens only, or "all".
@@ -149,6 +151,33 @@ class ScoreMethod(Method):
         if score.shape != (view.n,):
             raise MethodError(f"{self.name} scored {tuple(score.shape)}, the view has {view.n} tokens")
         return Reduction.drop(top(score, view.k), view.n)
+
+
+@dataclass(frozen=True)
+class TowerMethod(Method):
+    """A method that works between the blocks of the vision tower, at one stop or at several.
+
+    At each of its :meth:`stops` it is called with the tokens that are left (a view per picture or tile), and extras that
+    were read in the block before. ``view.k`` is what must be left after the last stop, ``view.left`` how many stops are
+    still to come; before the last one it may leave more. It answers as any method; the tower's next block runs on that.
+    """
+
+    @property
+    def weighs(self) -> bool:
+        """Whether later blocks attend to a merged token as to all the tokens in it: log size is added to its logits."""
+        return False
+
+    @abstractmethod
+    def stops(self, depth: int) -> Sequence[int]:
+        """Blocks before which it is called, ascending; 0 is before the first, when nothing but pixels can be looked at.
+
+        Args:
+            depth: blocks of the tower up to the one whose output is used.
+        """
+
+    def carry(self, view: View) -> Mapping[str, Tensor]:
+        """(n,) tensors that are the view's ``marks`` when it is called, and, for tokens that stay, at the next stop."""
+        return {}
 
 
 @dataclass(frozen=True)

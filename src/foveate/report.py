@@ -26,7 +26,8 @@ class ImageReport:
         grids, boxes, tile, row, col, kind: where the image's tokens lay before, see :class:`foveate.families.Layout`.
         capped: True if the image had fewer tokens than a step asked for.
         reduction: from the image's tokens, structure included, to what is left, on the model's device; None if every
-            step kept everything.
+            step kept everything. What was merged in the tower is in it, although no later feature is that mean.
+        tower: (block, tokens of the image that entered it, on the CPU) wherever a step reduced between the tower's blocks.
     """
 
     sample: int
@@ -45,6 +46,7 @@ class ImageReport:
     kind: Tensor
     capped: bool = False
     reduction: Reduction | None = field(default=None, repr=False, compare=False)
+    tower: tuple[tuple[int, Tensor], ...] = field(default=(), repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,7 @@ class Report:
                     "structure_out": i.structure_out,
                     "capped": i.capped,
                     "stages": [list(s) for s in i.stages],
+                    "tower": [[block, len(tokens)] for block, tokens in i.tower],
                     "kept": i.kept.tolist(),
                 }
                 for i in self.images

@@ -59,9 +59,13 @@ class View:
         kind: (n,) :class:`Kind`.
         tile, t, row, col: (n,) place of each token; ``row`` and ``col`` count inside the tile.
         size: (n,) how many original tokens were merged into this one.
-        marks: named (n,) masks left by earlier steps.
-        extras: what the method's card listed under ``needs``.
+        marks: named (n,) tensors left by earlier steps, or by earlier stops of the same step.
+        extras: what the method's card listed under ``needs``; "boxes" (g, 4) where the image has several tiles: left,
+            top, right, bottom of each in shares of the picture; perhaps "relevance" (n,), how well each token fits the
+            question by a text encoder of your own, beside "question".
         ordinal: which image of its sample this is, counted from 0.
+        left: stops that are still to come, for a method that reduces little by little inside the tower; ``k`` is what
+            must be left after the last.
     """
 
     x: Tensor
@@ -75,6 +79,7 @@ class View:
     marks: Mapping[str, Tensor] = field(default_factory=dict)
     extras: Mapping[str, Extra] = field(default_factory=dict)
     ordinal: int = 0
+    left: int = 0
 
     def __post_init__(self) -> None:
         if self.x.ndim != 2:
@@ -141,7 +146,8 @@ class View:
         )
 
 
-TOKEN_AXIS = {"attention": -1, "keys": 0}  # extras that are aligned with the tokens, and along which axis
+# Extras that are aligned with the tokens, and along which axis.
+TOKEN_AXIS = {"attention": -1, "early": -1, "value_attention": -1, "keys": 0, "values": 0, "pixels": 0, "relevance": 0}
 
 
 def _take_extra(name: str, value: Tensor, index: Tensor) -> Tensor:

@@ -41,8 +41,14 @@ def view(shape: str = "square", k: int | None = None, dtype: torch.dtype = torch
     x = torch.randn(n, WIDTH, generator=draw)
     extras = {
         "attention": Extra(torch.randn(HEADS, n, generator=draw).softmax(-1), 0, "CLS row over the tower's tokens"),
+        "early": Extra(torch.randn(HEADS, n, generator=draw).softmax(-1), 0, "CLS row over the tower's tokens"),
         "keys": Extra(torch.randn(n, KEY_WIDTH, generator=draw)),
         "question": Extra(torch.randn(WORDS, WIDTH, generator=draw)),
+        "values": Extra(torch.randn(n, KEY_WIDTH, generator=draw)),
+        "value_attention": Extra(
+            torch.randn(HEADS, n, generator=draw).softmax(-1), 0, "CLS row over the tower's tokens"
+        ),
+        "pixels": Extra(torch.randn(n, 3 * 4, generator=draw)),
     }
     assert set(extras) == set(NEEDS), "a new need: give the views one"
     extras = {name: replace(extra, value=extra.value.to(dtype)) for name, extra in extras.items()}

@@ -126,6 +126,7 @@ class Family:
     features: ClassVar[str] = "pooler_output"  # field of the encoder's output that holds the features
     has_cls: ClassVar[bool | None] = None  # None: ask the tower
     rowwise: str | None = None  # connector module that maps each tower token to one token, if it is one
+    units_are_images: bool = True  # what the encoder treats as one item is what a user counts
     resizable: bool = False  # the tower takes pictures of other sizes
     fixed: str = "takes pictures of one size only"  # why not, if it does not
     note: ClassVar[str] = ""  # what the capability table says about this family
@@ -290,18 +291,70 @@ class Family:
             )
         return max(lists, key=len)
 
-    def score_layer(self) -> int:
-        """Index of the block whose attention scores tokens: the one whose output feeds the connector."""
+    def last_block(self) -> int:
+        """Index of the last block whose output feeds the connector."""
         layer = getattr(self.config, "vision_feature_layer", -1)
-        last = layer if isinstance(layer, int) else layer[-1]
         count = len(self.blocks())
-        return count + last if last < 0 else last - 1
+        return max(count + i if i < 0 else i - 1 for i in ([layer] if isinstance(layer, int) else layer))
+
+    def score_layer(self) -> int:
+        """Index of the block whose attention scores tokens."""
+        return self.last_block()
 
     def score_attention(self) -> nn.Module:
         """The attention module of :meth:`score_layer`."""
-        module = _attention_of(self.blocks()[self.score_layer()])
+        return self.attention(self.score_layer())
+
+    def attention(self, layer: int) -> nn.Module:
+        """The attention module of a block."""
+        module = _attention_of(self.blocks()[layer])
         assert module is not None
         return module
+
+    def in_windows(self, layer: int) -> bool:
+        """Whether the tokens of a block see only those of their window."""
+        return False
+
+    def tower_layouts(self, arguments: dict[str, Any], tiles: int, patches: int) -> list[Layout]:
+        """The layouts that :meth:`layouts` will give, while the tower is at work.
+
+        Args:
+            arguments: those of ``get_image_features``.
+            tiles, patches: rows of the tower's batch, and tokens in each, CLS left out.
+
+        Raises:
+            UnsupportedError: if what happens to the tower's tokens after it is not known.
+        """
+        raise UnsupportedError(
+            f"{type(self.model).__name__} has no adapter that says which of the tower's tokens end in which feature",
+            where=f"family {self.name}, stage encoder",
+            hint="a method of the connector stage, such as divprune or visionzip",
+        )
+
+    def block_argument(self, name: str, value: Any, places: Tensor) -> Any:
+        """An argument of a tower block that is aligned with its tokens, for some of them; None if it is not known.
+
+        Args:
+            name, value: of the argument, with all tokens: neither hidden states, nor masks, nor borders of sequences.
+            places: (b, m) tokens in each row of the tower's batch.
+        """
+        if name == "position_embeddings" and len(places) == 1:
+            return tuple(table.index_select(-2, places[0]) for table in value)
+        if name == "position_ids" and len(places) == 1:
+            return value.index_select(-1 if len(value) == 1 else 0, places[0])  # (1, tokens), or (tokens, axes)
+        return None
+
+    def pixels(self, given: Tensor, layouts: list[Layout], arguments: dict[str, Any]) -> list[Tensor]:
+        """What the tower sees of each patch: one (tower tokens, c) tensor per unit, in the order ``Layout.source`` counts.
+
+        Args:
+            given: pixels as the tower gets them.
+            layouts: of the units.
+            arguments: of ``get_image_features``.
+        """
+        side = self.config.vision_config.patch_size
+        cut = nn.functional.unfold(given.float(), side, stride=side).mT  # (b, patches in raster order, c)
+        return self.per_unit([cut], layouts, arguments)
 
     def cls_row(self) -> int | None:
         """Row of the CLS token in the tower's sequence, or None."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..tokens import Kind
 from . import sized
@@ -28,6 +28,9 @@ class OneSquare(Family):
 
     def layouts(self, arguments: dict[str, Any], output: Any) -> list[Layout]:
         return self.full_layouts(arguments)
+
+    def tower_layouts(self, arguments: dict[str, Any], tiles: int, patches: int) -> list[Layout]:
+        return self.layouts(arguments, None)
 
     def shrunk(self, arguments: dict[str, Any], sizes: list[tuple[int, int]]) -> dict[str, Any]:
         (height, width), patch = sizes[0], self.config.vision_config.patch_size
@@ -61,6 +64,11 @@ class Llava(OneSquare):
     def layouts(self, arguments: dict[str, Any], output: Any) -> list[Layout]:
         found = self.full_layouts(arguments)
         return [_with_cls(one) for one in found] if self.passes_cls else found
+
+    def pixels(self, given: Tensor, layouts: list[Layout], arguments: dict[str, Any]) -> list[Tensor]:
+        if arguments.get("image_sizes") is not None:
+            return sized.pixels(given, arguments, self.config.vision_config.patch_size)
+        return super().pixels(given, layouts, arguments)
 
     def shrunk(self, arguments: dict[str, Any], sizes: list[tuple[int, int]]) -> dict[str, Any]:
         if arguments.get("image_sizes") is not None:

@@ -31,6 +31,9 @@ class LlavaNext(Family):
     def layouts(self, arguments: dict[str, Any], output: Any) -> list[Layout]:
         return [self.tiled(size) for size in torch.as_tensor(arguments["image_sizes"]).tolist()]
 
+    def tower_layouts(self, arguments: dict[str, Any], tiles: int, patches: int) -> list[Layout]:
+        return self.layouts(arguments, None)
+
     def side(self) -> int:
         """Tokens per side of a tile."""
         return int(self.config.vision_config.image_size // self.config.vision_config.patch_size)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 from . import sized
 from .base import Family, Layout
 
@@ -25,6 +27,12 @@ class Mistral3(Family):
 
     def layouts(self, arguments: dict[str, Any], output: Any) -> list[Layout]:
         return self.full_layouts(arguments)
+
+    def tower_layouts(self, arguments: dict[str, Any], tiles: int, patches: int) -> list[Layout]:
+        return self.full_layouts(arguments)
+
+    def pixels(self, given: Tensor, layouts: list[Layout], arguments: dict[str, Any]) -> list[Tensor]:
+        return sized.pixels(given, arguments, self.config.vision_config.patch_size)
 
     def shrunk(self, arguments: dict[str, Any], sizes: list[tuple[int, int]]) -> dict[str, Any]:
         return sized.shrunk(arguments, sizes, self.config.vision_config.patch_size * self.config.spatial_merge_size)

@@ -42,6 +42,12 @@ class QwenVL(Family):
     def layouts(self, arguments: dict[str, Any], output: Any) -> list[Layout]:
         return self.full_layouts(arguments)
 
+    def tower_layouts(self, arguments: dict[str, Any], tiles: int, patches: int) -> list[Layout]:
+        return self.full_layouts(arguments)
+
+    def pixels(self, given: Tensor, layouts: list[Layout], arguments: dict[str, Any]) -> list[Tensor]:
+        return list(given.float().split([one.patches for one in layouts]))  # patches already, and in this order
+
     def positions(self, kwargs: dict[str, Any], past: int) -> Tensor:
         compute = self.core.compute_3d_position_ids
         given = {**kwargs, "inputs_embeds": kwargs["input_ids"][..., None].float()}
@@ -79,6 +85,9 @@ class Qwen25VL(QwenVL):
 
     def score_layer(self) -> int:
         return int(max(self.config.vision_config.fullatt_block_indexes))
+
+    def in_windows(self, layer: int) -> bool:
+        return layer not in self.config.vision_config.fullatt_block_indexes
 
     def per_unit(self, values: list[Tensor], layouts: list[Layout], arguments: dict[str, Any]) -> list[Tensor]:
         from transformers.vision_utils import get_vision_window_index

@@ -22,6 +22,13 @@ def layouts(arguments: dict[str, Any], patch: int, merge: int) -> list[Layout]:
     return found
 
 
+def pixels(canvas: torch.Tensor, arguments: dict[str, Any], patch: int) -> list[torch.Tensor]:
+    """The patches of each picture, (h * w, c) in raster order, out of a common canvas (b, channels, H, W)."""
+    sizes = torch.as_tensor(arguments["image_sizes"]).tolist()
+    pictures = (one[:, :h, :w].float() for one, (h, w) in zip(canvas, sizes, strict=True))
+    return [F.unfold(picture[None], patch, stride=patch).mT[0] for picture in pictures]
+
+
 def shrunk(arguments: dict[str, Any], sizes: list[tuple[int, int]], scale: int) -> dict[str, Any]:
     """Encoder arguments for the same pictures with ``sizes`` (rows, columns) of tokens of ``scale`` pixels a side."""
     old = torch.as_tensor(arguments["image_sizes"])

@@ -12,8 +12,9 @@ import math
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..errors import UnsupportedError
 from .base import Family, Layout, block_source
 
 Box = tuple[float, float, float, float]
@@ -34,6 +35,10 @@ class Tiles(Family):
     has_cls = False
     fixed = "cuts pictures into tiles of one size only"
 
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.units_are_images = self.overview == "alone"
+
     def block(self) -> int:
         """Patches per side of a token."""
         return 2
@@ -47,6 +52,16 @@ class Tiles(Family):
         side, block = math.isqrt(n), self.block()
         tile = Layout.grid(side, side, block_source(side * block, side * block, block))
         return [tile] * (sum(map(len, self.rows(output))) // n)
+
+    def tower_layouts(self, arguments: dict[str, Any], tiles: int, patches: int) -> list[Layout]:
+        side, block = math.isqrt(patches), self.block()
+        if side * side != patches or side % block:
+            raise UnsupportedError(
+                f"tiles of {patches} patches are no squares of whole {block} x {block} blocks",
+                where=f"family {self.name}, stage encoder",
+                hint="a method of the connector stage",
+            )
+        return [Layout.grid(side // block, side // block, block_source(side, side, block))] * tiles
 
     def group(self, ids: Tensor, places: list[Tensor]) -> list[list[int]]:
         if not places or self.overview == "alone":

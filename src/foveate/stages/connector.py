@@ -6,7 +6,7 @@ per image; padding, batches and hooks are the caller's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,8 +17,12 @@ from ..errors import MethodError, UnsupportedError
 from ..families import Family, Layout
 from ..plan import Plan, Step
 from ..tokens import TOKEN_AXIS, Extra, Kind, Reduction, View
-from .encoder import Encoded
+from .alive import joined
+from .encoder import EARLY, Encoded, early_name, share_of
 from .follow import token_types
+from .passage import Done
+from .question import Turns, question_columns
+from .reading import SUMMED
 
 
 @dataclass
@@ -38,6 +42,9 @@ class Picture:
         asked: content tokens asked for by each step.
         counts: content tokens after each step, the full number first.
         capped: whether a step asked for more tokens than there were.
+        inside: for each step in the tower what it was asked, its reduction of the content tokens (None if all stay), and
+            the content tokens that entered each block at which it stopped, counted before the step.
+        tower: (block, tokens of the picture that entered it) of all those steps.
         full: the layout before any step.
     """
 
@@ -54,6 +61,8 @@ class Picture:
     asked: list[int] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
     capped: bool = False
+    inside: list[tuple[int, Reduction | None, list[tuple[int, Tensor]]]] = field(default_factory=list)
+    tower: list[tuple[int, Tensor]] = field(default_factory=list)
     full: Layout = field(init=False)
 
     def __post_init__(self) -> None:
@@ -135,6 +144,7 @@ def find_pictures(
                     {name: _join(name, [values[u] for u in chosen]) for name, values in encoded.extras.items()},
                     [_cat([stack[place[u]] for u in chosen]) for stack in stacks],
                     counts=[len(_content(layout))],
+                    inside=[_inside(done, chosen) for done in encoded.inside],
                 )
             )
         prompts.append(pictures)
@@ -156,15 +166,42 @@ def _content(layout: Layout) -> Tensor:
     return (layout.kind == Kind.CONTENT).nonzero()[:, 0]
 
 
+def _inside(done: Done, units: list[int]) -> tuple[int, Reduction | None, list[tuple[int, Tensor]]]:
+    """What a step in the tower did to the units of one picture; see :class:`Picture`."""
+    asked = sum(done.asked[u] for u in units)
+    if all(done.reductions[u] is None for u in units):
+        return asked, None, []
+    device = next(r.anchor.device for r in done.reductions if r is not None)
+    stops: dict[int, list[Tensor]] = {}
+    start, parts = 0, []
+    for u in units:
+        mine, n = done.reductions[u], done.sizes[u]
+        parts.append((start + torch.arange(n, device=device), Reduction.identity(n, device) if mine is None else mine))
+        for block, tokens in done.stops[u]:
+            stops.setdefault(block, []).append(start + tokens)
+        start += n
+    return asked, joined(parts, start), [(block, torch.cat(tokens)) for block, tokens in stops.items()]
+
+
 def _join(name: str, parts: Sequence[Extra]) -> Extra:
-    return replace(parts[0], value=_cat([p.value for p in parts], TOKEN_AXIS[name]))
+    return replace(parts[0], value=_cat([p.value for p in parts], _axis(name)))
+
+
+def _axis(name: str) -> int:
+    return TOKEN_AXIS[name.split()[0]]
 
 
 def reduce(family: Family, plan: Plan, pictures: list[Picture], question: Tensor | None) -> None:
     """Run a plan's steps before the language model over the pictures of one prompt, in place."""
+    done = 0
     for step in plan.steps:
         budget = step.keep
         assert budget is not None
+        if step.stage == "encoder" and not budget.is_all:
+            for picture in pictures:
+                _take_inside(step, picture, done, step is plan.steps[-1])
+            done += 1
+            continue
         have = [p.counts[-1] for p in pictures]
         for picture, k in zip(pictures, budget.counts(have), strict=True):
             there = sum(have) if budget.unit == "total" else picture.counts[-1]
@@ -184,15 +221,19 @@ def _step(family: Family, step: Step, picture: Picture, k: int, question: Tensor
     def only(x: Tensor, dim: int = 0) -> Tensor:
         return x if whole else x.index_select(dim, on)
 
-    early = card.features == "before" and picture.before is not None
-    seen = picture.before if early and picture.before is not None else only(picture.x)
-    extras = {
-        name: replace(e, value=only(e.value, TOKEN_AXIS[name]))
-        for name, e in picture.extras.items()
-        if name in card.needs
-    }
+    direct = card.features == "before" and picture.before is not None
+    seen = picture.before if direct and picture.before is not None else only(picture.x)
+    extras = {}
+    for name in card.needs:
+        carried = early_name(share_of(step)) if name == EARLY else name
+        if (e := picture.extras.get(carried)) is not None:
+            extras[name] = replace(e, value=only(e.value, TOKEN_AXIS[name]))
     if question is not None and "question" in card.needs:
         extras["question"] = Extra(question, -1, "input embeddings of the language model")
+        if (relevance := picture.extras.get("relevance")) is not None:
+            extras["relevance"] = replace(relevance, value=only(relevance.value))
+    if len(layout.boxes) > 1:
+        extras["boxes"] = Extra(torch.tensor(layout.boxes), -1, "shares of the picture's width and height")
     place: dict[str, Any] = {name: getattr(layout, name)[content].to(device) for name in ("tile", "row", "col", "kind")}
     if picture.size is not None:
         place["size"] = only(picture.size)
@@ -209,11 +250,47 @@ def _step(family: Family, step: Step, picture: Picture, k: int, question: Tensor
         hint = error.hint or "see the docstring of foveate.tokens.Reduction"
         raise MethodError(error.what, where=error.where or where, hint=hint) from error
 
+    connect = (lambda: family.connect(answer.apply(seen))) if direct and not answer.is_drop else None
+    _follow(picture, answer, last, connect)
+
+
+def _take_inside(step: Step, picture: Picture, number: int, last: bool) -> None:
+    """A step that was made in the tower: its rows are there already, the others go."""
+    budget = step.keep
+    assert budget is not None
+    asked, answer, stops = picture.inside[number]
+    picture.capped |= budget.unit != "share" and budget.amount > picture.counts[-1]
+    picture.asked.append(asked)
+    if answer is not None:
+        content = _content(picture.layout)
+        before = torch.arange(picture.layout.n) if picture.reduction is None else picture.reduction.anchor.to("cpu")
+        entered = torch.cat([tokens for _, tokens in stops]).to("cpu").split([len(tokens) for _, tokens in stops])
+        picture.tower += [(block, before[content[t]]) for (block, _), t in zip(stops, entered, strict=True)]
+        rows = picture.x if len(content) == picture.layout.n else picture.x[content.to(picture.x.device)]
+        _follow(picture, answer, last, lambda: rows[answer.anchor], inside=True)
+    picture.counts.append(len(_content(picture.layout)))
+
+
+def _follow(
+    picture: Picture, answer: Reduction, last: bool, made: Callable[[], Tensor] | None = None, inside: bool = False
+) -> None:
+    """Let everything of a picture follow a reduction of its content tokens.
+
+    Args:
+        picture: changed in place.
+        answer: slots in the order of their anchors.
+        last: whether no step comes after it.
+        made: gives the slots' features, where these are not the reduction of the picture's own.
+        inside: the reduction was made in the tower, so that what came out of it later is reduced already.
+    """
+    layout, device = picture.layout, picture.x.device
+    content = _content(layout)
+    whole, on = len(content) == layout.n, content.to(device)
     kept = answer.anchor.to("cpu")
     structure = _structure(layout, content[kept])
     lifted = answer if whole else answer.lift(on, layout.n, structure.to(device))
-    if early and not answer.is_drop:
-        picture.x = _cat([family.connect(answer.apply(seen)), *([] if whole else [picture.x[structure.to(device)]])])
+    if made is not None:
+        picture.x = _cat([made(), *([] if whole else [picture.x[structure.to(device)]])])
         if not whole:
             picture.x = picture.x[torch.cat([content[kept], structure]).argsort().to(device)]
     else:
@@ -225,7 +302,7 @@ def _step(family: Family, step: Step, picture: Picture, k: int, question: Tensor
         picture.before, picture.extras, picture.size = None, {}, None
         return
     if picture.before is not None:
-        picture.before = answer.apply(picture.before)
+        picture.before = picture.before[answer.anchor] if inside else answer.apply(picture.before)
     picture.extras = {name: _follow_extra(name, e, lifted) for name, e in picture.extras.items()}
     size = torch.ones(layout.n, device=device) if picture.size is None else picture.size
     picture.size = lifted.sizes(size)
@@ -254,7 +331,7 @@ def _follow_layout(layout: Layout, anchor: Tensor) -> Layout:
 
 def _follow_extra(name: str, extra: Extra, reduction: Reduction) -> Extra:
     """Attention of merged tokens adds up, keys are averaged with the features' weights."""
-    if name == "attention":
+    if name.split()[0] in SUMMED:
         return replace(extra, value=_unweighted(reduction).apply(extra.value.mT).mT)
     return replace(extra, value=reduction.apply(extra.value))
 
@@ -264,17 +341,29 @@ def _unweighted(reduction: Reduction) -> Reduction:
     return reduction if reduction.is_drop else replace(reduction, weight=None, inserted=None)
 
 
-def question_embeddings(family: Family, ids: Tensor, text: Tensor, special: Tensor) -> Tensor:
-    """(q, d) embeddings of the question: the text after the last image, or all text if none follows it.
+def question_embeddings(
+    family: Family, ids: Tensor, text: Tensor, special: Tensor, turns: Turns | None = None
+) -> Tensor:
+    """(q, d) embeddings of the question: the text of the last user turn, without chat template and special tokens.
+
+    The one rule for every family and method; the last picture may stand in an earlier turn. What opens and closes a user
+    turn is read from the processor's chat template where there is one, and otherwise guessed from ids:
+    :func:`foveate.stages.question.question_columns` says how, and what that cannot know. A prompt without words gives
+    no rows; one whose last user turn has none gives all its words.
 
     Args:
+        family: of the model.
         ids: (L,) of one prompt, with an image.
         text: (L,) columns that may belong to the question: no padding, no answer.
         special: ids that do not, such as placeholders and what separates turns.
+        turns: what the processor's chat template writes around a user's words, if it is known.
     """
-    text = text & ~torch.isin(ids, special)
-    last = (ids == family.image_token_id).nonzero()[-1, 0]
-    after = text & (torch.arange(len(ids), device=ids.device) > last)
-    chosen = ids[torch.where(after.any(), after, text)]
     model: Any = family.model
+    ends: set[int] = set()
+    for source in (getattr(model, "generation_config", None), model.config, model.config.get_text_config()):
+        eos = getattr(source, "eos_token_id", None)
+        ends |= set(eos) if isinstance(eos, (list, tuple)) else set() if eos is None else {int(eos)}
+    picture = (ids == family.image_token_id).tolist()
+    columns = question_columns(ids.tolist(), text.tolist(), picture, set(special.tolist()), ends, turns)
+    chosen = ids[torch.tensor(columns, dtype=torch.long, device=ids.device)]
     return model.get_input_embeddings()(chosen).detach()

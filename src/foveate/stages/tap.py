@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-Reader = Callable[[nn.Module, Tensor, Tensor, Tensor | None, dict], None]
+Reader = Callable[[nn.Module, Tensor, Tensor, Tensor | None, dict], "Tensor | None"]
 _readers: weakref.WeakKeyDictionary[nn.Module, list[Reader]] = weakref.WeakKeyDictionary()
 PREFIX = "foveate_tap_"  # a prefix, because flash code paths test for "flash" anywhere in the name
 
@@ -25,7 +25,8 @@ PREFIX = "foveate_tap_"  # a prefix, because flash code paths test for "flash" a
 def tap(module: nn.Module, reader: Reader) -> Callable[[], None]:
     """Call ``reader(module, query, key, mask, kwargs)`` at every attention of ``module``.
 
-    query and key are (b, heads, tokens, head width), after any rotary embedding and normalisation.
+    query and key are (b, heads, tokens, head width), after any rotary embedding and normalisation; kwargs holds what the
+    kernel gets, and the "value" tensor. If the reader returns a mask, later readers and the kernel get that one.
 
     Returns:
         A function that removes this reader, and the tap with the last one.
@@ -58,7 +59,9 @@ def _through(base: str):
     def attend(module, query, key, value, attention_mask=None, **kwargs):
         for reader in _readers.get(module, ()):
             with torch.no_grad():
-                reader(module, query.detach(), key.detach(), attention_mask, kwargs)
+                more = {**kwargs, "value": value.detach()}
+                mask = reader(module, query.detach(), key.detach(), attention_mask, more)
+                attention_mask = attention_mask if mask is None else mask
         # Kernels look at the name in the module's config, too (flash picks its library by it): show them the true one.
         if "_foveate_config" in module.__dict__:
             module = copy.copy(module)
