@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foveate.errors import MethodError
+from foveate.parts import select
 from foveate.parts.select import evenly, spread, top
 
 
@@ -34,3 +35,19 @@ def test_spread_picks_everything_once(n, seed):
     x = torch.randint(-1, 2, (n, 3), generator=torch.Generator().manual_seed(seed)).float()
     assert sorted(spread(x @ x.T, n).tolist()) == list(range(n))
     assert spread(torch.ones(n, n), n).tolist() == list(range(n)), "ties go to the lowest index"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["random", "ties", "copies"])
+def test_spread_is_the_same_on_the_processor_and_on_a_device(kind, dtype):
+    draw = torch.Generator().manual_seed(0)
+    few = torch.randint(-1, 2, (40, 3), generator=draw).float()
+    x = {"random": torch.randn(40, 8, generator=draw), "ties": few, "copies": few[torch.arange(40) // 4]}[kind]
+    likeness = (x @ x.T).to(dtype)
+    for k in (1, 2, 17, 40):
+        one = likeness.clone()
+        first = one.fill_diagonal_(-torch.inf).amax(1).argmin(dim=0, keepdim=True)
+        one.fill_diagonal_(torch.inf)
+        here, there = select._spread_on_cpu(one, first, k), select._spread_on_device(one, first, k)
+        assert torch.equal(here, there) and here.dtype == there.dtype == torch.long
+        assert torch.equal(spread(likeness.clone(), k), here)
