@@ -23,6 +23,7 @@ from .stages import cache as caches
 from .stages import connector, encoder, prompt
 from .stages.connector import Picture
 from .stages.follow import IGNORED
+from .stages.positions import Rotary
 from .stages.question import Turns
 from .tokens import Kind
 
@@ -52,7 +53,8 @@ def compress(
         model: a vision-language model of transformers >= 5.18, or a PEFT model around one.
         plan: text such as ``"divprune:keep=0.25"``, a method, a dict, or a :class:`foveate.Plan`.
         keep: budget of the step that names none: a share, a number of tokens per image, or text with a unit.
-        positions: "original" (kept tokens keep their position ids) or "contiguous".
+        positions: "original" (kept tokens keep their position ids), "contiguous", or "preserved": as original, and merged
+            tokens carry up to 8 positions of those that went into them; "preserved:4" for up to 4.
         processor: only read for its special tokens and its chat template, by methods that look at the question.
         split: how a "/total" budget is shared over the images of a prompt: "proportional" or "equal".
 
@@ -96,7 +98,10 @@ class Run:
         self._here = threading.local()
         self._last: Report | None = None
         self._undo: list[Callable[[], None]] = []
+        self._rotary: Rotary | None = None
         try:
+            if plan.carried:
+                self._rotary = Rotary(self.family, plan.carried, self._undo)
             encoder.watch(self.family, plan, self._undo, Stopwatch)
             for module in modules:
                 self._undo.append(module.register_forward_pre_hook(self._before, with_kwargs=True).remove)
@@ -147,20 +152,24 @@ class Run:
         if (memory is not None and memory.prepared) or hasattr(images, prompt.ENDING):
             return None  # a wrapper around the model was called, and its hook has done the work
         new = self._prompt(kwargs, past, memory)
+        if self._rotary is not None:
+            ending = _ending(new)
+            self._rotary.during(None if ending is None else ending.carried)
         return None if new is kwargs else ((), new)
 
     def _after(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+        if self._rotary is not None:
+            self._rotary.during(None)
         memory = caches.memory_of(kwargs.get("past_key_values"))
         if memory is not None:
             memory.prepared = False
-        images = (kwargs.get("mm_encoder_outputs") or {}).get("image")
-        ending: prompt.Ending | None = getattr(images, prompt.ENDING, None)
+        ending = _ending(kwargs)
         if ending is None or output is None:
             return
         cache = _cache_in(output) or kwargs.get("past_key_values")
         if cache is not None:
             caches.remember(cache, ending.removed, ending.alive, ending.back, ending.needs_run)
-            setattr(images, prompt.ENDING, None)  # once
+            setattr(kwargs["mm_encoder_outputs"]["image"], prompt.ENDING, None)  # once
 
     def _prompt(self, kwargs: dict[str, Any], past: Any, memory: caches.Memory | None) -> dict[str, Any]:
         """The call's arguments with its images compressed; the same object if nothing has to change."""
@@ -198,7 +207,8 @@ class Run:
         if all(p.reduction is None for p in pictures):
             new = prompt.continued(self.family, self.plan, kwargs, past, memory)
         else:
-            new = prompt.shortened(self.family, self.plan, kwargs, output, prompts, repeat, past, memory)
+            count = 0 if self._rotary is None else self._rotary.count
+            new = prompt.shortened(self.family, self.plan, kwargs, output, prompts, repeat, past, memory, count)
             after = new["input_ids"].shape[1]
         stop = watch.stop()
         in_tower = carried.seconds
@@ -265,9 +275,22 @@ class Run:
                     p.capped,
                     p.reduction,
                     tuple(p.tower),
+                    None if p.members is None else p.members.to("cpu"),
+                    None if p.positions is None else p.positions.to("cpu"),
                 )
             )
+        if self._rotary is not None and self._rotary.count < self.plan.carried:
+            sections = ", ".join(map(str, self._rotary.sections))
+            notes += (
+                f"a merged token carries {self._rotary.count} positions, not {self.plan.carried}, which does not divide the "
+                f"frequencies of the rotary embedding: {sections}",
+            )
         return Report(str(self.plan), tuple(images), before, after, self.family.decoder_layers(), notes, seconds)
+
+
+def _ending(kwargs: dict[str, Any]) -> prompt.Ending | None:
+    """What was noted about a prompt that was shortened, in the arguments of its call."""
+    return getattr((kwargs.get("mm_encoder_outputs") or {}).get("image"), prompt.ENDING, None)
 
 
 def _unwrapped(model: Any) -> tuple[Any, list[nn.Module]]:

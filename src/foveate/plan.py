@@ -20,7 +20,8 @@ from .budget import Budget
 from .errors import PlanError
 from .method import RESERVED, STAGES, Method, Recipe, read, write
 
-POSITIONS = ("original", "contiguous")
+POSITIONS = ("original", "contiguous", "preserved")
+CARRIED = 8  # positions that a merged token carries if "preserved" names no number, as in the paper
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ class Plan:
 
     Attributes:
         steps: one or more, stages never going backwards.
-        positions: "original" (a kept token keeps its position) or "contiguous" (positions are counted anew).
+        positions: "original" (a kept token keeps its position), "contiguous" (positions are counted anew) or "preserved"
+            (as original, and a merged token carries up to 8 of the positions that went into it; "preserved:4", up to 4).
     """
 
     steps: tuple[Step, ...]
@@ -66,8 +68,10 @@ class Plan:
     def __post_init__(self) -> None:
         if not self.steps:
             raise PlanError("a plan needs at least one step", hint='"divprune:keep=0.25"')
-        if self.positions not in POSITIONS:
-            raise PlanError(f"positions={self.positions!r}", hint=" or ".join(POSITIONS))
+        name, colon, number = str(self.positions).partition(":")
+        counts = name == "preserved" and number.isdecimal() and int(number) > 0
+        if name not in POSITIONS or (colon and not counts):
+            raise PlanError(f"positions={self.positions!r}", hint="original, contiguous, preserved or preserved:4")
         order = [STAGES.index(step.stage) for step in self.steps]
         if order != sorted(order):
             raise PlanError(f"{self}: stages run {', '.join(s.stage for s in self.steps)}", hint=" > ".join(STAGES))
@@ -112,6 +116,12 @@ class Plan:
             raise PlanError(f"no budget for {names}", hint='keep=0.25, or in the plan: "name:keep=64"')
         steps = [step for draft in drafts for step in draft.steps(split)]
         return cls(tuple(steps), where or "original")
+
+    @property
+    def carried(self) -> int:
+        """Positions that a merged token carries at most; 0 unless they are preserved."""
+        name, _, number = self.positions.partition(":")
+        return int(number or CARRIED) if name == "preserved" else 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data from which :meth:`of` makes the same plan."""

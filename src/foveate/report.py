@@ -28,6 +28,9 @@ class ImageReport:
         reduction: from the image's tokens, structure included, to what is left, on the model's device; None if every
             step kept everything. What was merged in the tower is in it, although no later feature is that mean.
         tower: (block, tokens of the image that entered it, on the CPU) wherever a step reduced between the tower's blocks.
+        members: (m, P) with preserved positions, the tokens of the image whose positions each kept token carries, on the
+            CPU; a token that was not merged is P times itself. None without, or if no image was asked for less.
+        positions: (axes, m, P) those positions as the language model counts them: one axis, or time, row and column.
     """
 
     sample: int
@@ -47,6 +50,8 @@ class ImageReport:
     capped: bool = False
     reduction: Reduction | None = field(default=None, repr=False, compare=False)
     tower: tuple[tuple[int, Tensor], ...] = field(default=(), repr=False, compare=False)
+    members: Tensor | None = field(default=None, repr=False, compare=False)
+    positions: Tensor | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -118,6 +123,8 @@ class Report:
                     "tower": [[block, len(tokens)] for block, tokens in i.tower],
                     "kept": i.kept.tolist(),
                 }
+                | ({} if i.members is None else {"members": i.members.tolist()})
+                | ({} if i.positions is None else {"positions": i.positions.tolist()})
                 for i in self.images
             ],
         }

@@ -23,7 +23,9 @@ def run(
     plan: Annotated[
         str | None, typer.Option(help='Instead: a whole plan, "divprune:keep=0.25", or a JSON file.')
     ] = None,
-    positions: Annotated[str | None, typer.Option(help="original (default) or contiguous.")] = None,
+    positions: Annotated[
+        str | None, typer.Option(help="original (default), contiguous, preserved or preserved:4.")
+    ] = None,
     save_view: Annotated[Path | None, typer.Option(help="Write the pictures with kept tokens lit.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
     repeats: Annotated[int, typer.Option(min=0, help="Timed rounds; 0 leaves times out.")] = 3,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import greedy
 from .select import top
+from .similarity import unit
 
 
 def density_peaks(x: Tensor, clusters: int, neighbours: int = 5) -> tuple[Tensor, Tensor]:
@@ -13,6 +15,7 @@ def density_peaks(x: Tensor, clusters: int, neighbours: int = 5) -> tuple[Tensor
 
     A centre is dense, exp(- mean squared distance to its nearest, itself included), and far from any denser token. The
     others join the nearest centre. Distances are Euclidean, divided by the root of d. Ties go to the lowest index.
+    The product of the two is compared by its logarithm, which does not become zero where tokens are far apart.
 
     Args:
         x: (n, d).
@@ -30,7 +33,84 @@ def density_peaks(x: Tensor, clusters: int, neighbours: int = 5) -> tuple[Tensor
     denser = rank[None, :] < rank[:, None]
     gap = torch.where(denser, far, torch.inf).amin(1)
     gap = torch.where(rank == 0, far.max(), gap)
-    centre = top((-spread).exp() * gap, clusters)
+    centre = top(gap.log() - spread, clusters)
     home = far[:, centre].argmin(1)
     home[centre] = torch.arange(clusters, device=x.device)
     return home, centre
+
+
+def farthest_points(x: Tensor, first: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
+    """Clusters around tokens far from one another (Gonzalez 1985): a start for :func:`kmeans`.
+
+    Every pick is farthest, in Euclidean distance, from the nearest one before it; the others join the nearest pick. Ties
+    go to the lowest index. One (n, n) product, then O(n) per pick.
+
+    Args:
+        x: (n, d) in float32 at least.
+        first: (1,) index to begin with.
+        clusters: 1 <= c <= n.
+
+    Returns:
+        (n,) cluster of each token, and (c,) the picks in their order.
+    """
+    square = x.square().sum(1)
+    near = (x @ x.mT).mul_(2).sub_(square[:, None]).sub_(square).clamp_(max=0).fill_diagonal_(0)  # - squared distance
+    centre = greedy.apart(near, first, clusters, total=False)
+    home = near.index_select(1, centre).argmax(1)
+    home[centre] = torch.arange(clusters, device=x.device)  # copies of one another included
+    return home, centre
+
+
+def kmeans(x: Tensor, home: Tensor, clusters: int, rounds: int, spherical: bool = False) -> tuple[Tensor, Tensor]:
+    """Lloyd's k-means from a given assignment. Every cluster keeps a member; ties go to the lowest index.
+
+    A round moves centres to the means of their members and tokens to the nearest centre: one (n, c) product. A centre that
+    loses all its tokens gets the token farthest from its own centre, which may not be the last near to that one.
+
+    Args:
+        x: (n, d) in float32 at least.
+        home: (n,) cluster of each token at the start, every one with a member.
+        clusters: 1 <= c <= n.
+        rounds: at most; it ends earlier when nothing moves.
+        spherical: bring centres to length one. With x of length one this is k-means by cosine.
+
+    Returns:
+        (n,) cluster of each token, and (c,) the member nearest to each centre.
+    """
+    square = x.square().sum(1)
+    centre = _means(x, home, clusters, spherical)
+    for _ in range(rounds):
+        best = (x @ centre.mT).sub_(centre.square().sum(1) / 2).max(1)
+        new = _none_empty(best.indices, square - 2 * best.values, clusters)
+        if torch.equal(new, home):
+            break
+        home, centre = new, _means(x, new, clusters, spherical)
+    far = (x - centre.index_select(0, home)).square_().sum(1)
+    return home, _nearest_members(home, far, clusters)
+
+
+def _means(x: Tensor, home: Tensor, clusters: int, spherical: bool) -> Tensor:
+    """(c, d) mean of each cluster; an embedding bag sums in the same order on every run, also on a GPU."""
+    count = torch.bincount(home, minlength=clusters)
+    order = home.argsort(stable=True)
+    total = torch.nn.functional.embedding_bag(order, x, count.cumsum(0) - count, mode="sum")
+    return unit(total)[0] if spherical else total / count[:, None]
+
+
+def _nearest_members(home: Tensor, far: Tensor, clusters: int) -> Tensor:
+    """(c,) of each cluster the member with the smallest ``far`` (n,); any token for an empty one."""
+    order = far.argsort(stable=True)
+    order = order[home[order].argsort(stable=True)]  # by cluster, then distance, then index
+    count = torch.bincount(home, minlength=clusters)
+    return order[(count.cumsum(0) - count).clamp(max=len(home) - 1)]
+
+
+def _none_empty(home: Tensor, far: Tensor, clusters: int) -> Tensor:
+    """(n,) the same clusters, but empty ones take the tokens with the largest ``far`` (n,); no other is emptied."""
+    full = torch.bincount(home, minlength=clusters) > 0
+    empty = (~full).nonzero()[:, 0]
+    if not len(empty):
+        return home
+    stays = _nearest_members(home, far, clusters)[full]
+    moved = far.index_fill(0, stays, -torch.inf).sort(descending=True, stable=True).indices[: len(empty)]
+    return home.index_copy(0, moved, empty)

@@ -45,6 +45,8 @@ class Picture:
         inside: for each step in the tower what it was asked, its reduction of the content tokens (None if all stay), and
             the content tokens that entered each block at which it stopped, counted before the step.
         tower: (block, tokens of the picture that entered it) of all those steps.
+        members: (m, P) tokens whose positions each token that is left carries, where positions are preserved.
+        positions: (axes, m, P) these positions.
         full: the layout before any step.
     """
 
@@ -63,6 +65,8 @@ class Picture:
     capped: bool = False
     inside: list[tuple[int, Reduction | None, list[tuple[int, Tensor]]]] = field(default_factory=list)
     tower: list[tuple[int, Tensor]] = field(default_factory=list)
+    members: Tensor | None = None
+    positions: Tensor | None = None
     full: Layout = field(init=False)
 
     def __post_init__(self) -> None:

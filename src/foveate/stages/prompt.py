@@ -17,18 +17,23 @@ from ..plan import Plan
 from . import cache as caches
 from .connector import Picture
 from .follow import Cut, recount, shorten
+from .positions import Carried, carry
 
 ENDING = "_foveate_ending"  # attribute of shortened encoder outputs
 
 
 @dataclass(frozen=True)
 class Ending:
-    """What a cache has to remember once the call that shortened its prompt is over; see :func:`caches.remember`."""
+    """What a cache has to remember once the call that shortened its prompt is over; see :func:`caches.remember`.
+
+    And, while it lasts, the positions that its merged tokens carry.
+    """
 
     removed: int
     alive: Tensor
     back: Tensor | None
     needs_run: bool
+    carried: Carried | None = None
 
 
 def shortened(
@@ -40,6 +45,7 @@ def shortened(
     repeat: int,
     past: Any,
     memory: caches.Memory | None,
+    count: int = 0,
 ) -> dict[str, Any]:
     """The call's arguments without the columns that the pictures lost.
 
@@ -50,6 +56,7 @@ def shortened(
         repeat: batch rows per prompt.
         past: the cache, or None.
         memory: what it knows of earlier turns.
+        count: positions that a merged token carries; 0 if only its anchor's.
 
     Raises:
         UnsupportedError: if the cache or the mask cannot be shortened.
@@ -108,7 +115,8 @@ def shortened(
     joined = [torch.cat(stack) for stack in zip(*planes, strict=True)]
     fewer = family.replaced(output, features, joined)
     unfit = bool(lost) and (hidden or back is not None)
-    setattr(fewer, ENDING, Ending(cut.removed, alive, back, unfit))
+    carried = carry(prompts, repeat, positions, cut, count) if count else None
+    setattr(fewer, ENDING, Ending(cut.removed, alive, back, unfit, carried))
     new["mm_encoder_outputs"] = {**kwargs["mm_encoder_outputs"], "image": fewer}
     return new
 
