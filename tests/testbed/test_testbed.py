@@ -128,7 +128,7 @@ def test_training_pixels_are_the_processor_s(processor):
     from foveate.testbed.training import pixels
 
     sample = testbed.samples(["count"], limit=1)[0]
-    ours = pixels(torch.from_numpy(np.asarray(sample.images[0]))[None])
+    ours = pixels(torch.from_numpy(np.array(sample.images[0]))[None])
     assert torch.allclose(testbed.inputs(processor, [sample])["pixel_values"], ours, atol=1e-5)
 
 

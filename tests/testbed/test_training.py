@@ -38,7 +38,7 @@ def test_chosen_patches_keep_their_places(pictures):
 
 TOWER = (Phase(steps=2, batch=2, lr=1e-3, horizon=2),)
 JOINT = (
-    Phase(steps=1, batch=2, lr=1e-3, horizon=1, seeing=0, visible=200, budget=60),
+    Phase(steps=1, batch=2, lr=1e-3, horizon=1, seeing=0, visible=(200,), budget=60),
     Phase(steps=1, batch=2, lr=1e-3, horizon=1, seeing=0.5, budget=60),
 )
 

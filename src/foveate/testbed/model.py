@@ -85,8 +85,9 @@ def start_decoder(model: Any) -> None:
     without the first the same happens, because the answer starts one token after the words asked about.
 
     Sharp matching averages over what it finds, so it cannot count, and an answer can compare two things only if it hears
-    what earlier tokens found. The second group does this: softly matching in layer 1, with the background as the rest
-    of the softmax, so that a share means a number; gathering again in layers 2 and 3, into channels of its own.
+    what earlier tokens found. The second group does this. In layer 1 it matches at two strengths, with the first token as
+    the rest of the softmax: a share then means a number, however many patches show nothing. In layers 2 and 3 it gathers
+    again, into channels of its own.
 
     Gathering reads the channel that marks text, turned at frequencies that fade over some tokens. Matching lies in the
     slow half of every head, because RoPE turns the fast half too quickly to compare across 576 tokens.
@@ -95,6 +96,9 @@ def start_decoder(model: Any) -> None:
     size, kv, width = config.head_dim, config.num_key_value_heads, config.hidden_size
     groups, half = config.num_attention_heads // kv, config.head_dim // 2
     embed[TOKEN_ID["▁objects"]] = embed[TOKEN_ID["▁object"]]
+    first = _unlike(embed[[*(TOKEN_ID[f"▁{w}"] for w in KNOWN), *DENSE_IDS]])
+    embed[TOKEN_ID[BOS]] = 0.75**0.5 * first
+    embed[TOKEN_ID[BOS], -1] = 0.5
 
     def span(tokens: Sequence[int], rows: int) -> Tensor:
         """(rows, width) orthonormal, the first of them spanning these words, without the marking channel."""
@@ -127,16 +131,36 @@ def start_decoder(model: Any) -> None:
             query[0, slow[1:]] = shared
             if number == 1:
                 key[1], query[1] = key[0], query[0]
-                query[1, slow[1:]] *= 0.5
+                # Words are 30 below the picture here; the first token is lifted to 13 above patches that match nothing,
+                # which is where two matching words lie for the first strength, and one for the second.
+                key[1, slow[0]] += 2.87 * first
             else:
                 key[1, [4, 5, 6], -1] = 2.0
                 key[1, still, -1] = 6.0
                 query[1] = key[1]
-        spread = grouped(query)
+        spread, back = grouped(query), grouped(out)
+        if number == 1:
+            heads, rows = spread.view(kv, groups, size, width), back.view(kv, groups, size, width)
+            for head, strength in enumerate((1.3, 2.6)):
+                heads[1, head, slow[1:]] *= strength
+            rows[1, 1] = 0.5 * span([], size)  # what the second finds stays apart
         attention.k_proj.weight.copy_(key.flatten(0, 1) + 0.01 * torch.randn(kv * size, width))
         attention.q_proj.weight.copy_(spread + 0.01 * torch.randn_like(spread))
         attention.v_proj.weight.copy_(value.flatten(0, 1))
-        attention.o_proj.weight.copy_(grouped(out).T / groups)
+        attention.o_proj.weight.copy_(back.T / groups)
+
+
+def _unlike(words: Tensor) -> Tensor:
+    """(width,) a direction of length 1 with nothing of these rows (n, width), nor of the channel that marks text, in it."""
+    words = words.clone()
+    words[:, -1] = 0
+    _, strength, basis = torch.linalg.svd(words, full_matrices=False)
+    basis = basis[strength > 1e-3 * strength[0]]
+    free = torch.randn(words.shape[1])
+    free[-1] = 0
+    free = free - basis.T @ (basis @ free)
+    free[-1] = 0
+    return F.normalize(free, dim=0)
 
 
 _OFFSETS = (

@@ -29,7 +29,7 @@ SLICES = {
 }
 KIND_OF = {"reading-short": "labels", "reading-dense": "page", "small-detail": "tags", "chart": "chart"}
 SCENE_SLICES = {
-    "shapes": ("attribute", "count", "count", "position", "relation", "existence"),
+    "shapes": ("attribute", "count", "count", "count", "position", "relation", "existence"),
     "labels": ("reading-short", "reading-short", "position"),
     "tags": ("small-detail", "small-detail", "position"),
     "page": ("reading-dense",),

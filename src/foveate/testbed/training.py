@@ -4,7 +4,7 @@ Stage 1, *tower*: no language model. Every patch is labelled with the words that
 connector learn to send the patch near the language model's own embeddings of those words. The CLS token learns which
 words occur anywhere. Stage 2, *joint*: the whole model on about twenty short questions per picture (`sequences.py`). First
 the decoder alone learns to use what the tower sees, reading every patch that shows something and a random choice of
-the others, which more than halves the time; then everything is trained on all patches.
+the others, which more than halves the time; then everything is trained, on all patches every other step.
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ class Phase:
         dense loss.
     seeing, dense, budget: joint stage only: rate of tower and connector as a multiple of the decoder's (0: they stay
         as they are), weight of the dense loss, text tokens per picture.
-    visible: joint stage only: visual tokens of a picture that the decoder reads, at their own positions (0: all).
+    visible: joint stage only: how many visual tokens of a picture the decoder reads, at their own positions; one of these
+        for each step (empty: all).
     mix: share of each kind of picture.
     """
 
@@ -97,7 +98,7 @@ class Phase:
     seeing: float = 1.0
     dense: float = 1.0
     budget: int = 224
-    visible: int = 0
+    visible: tuple[int, ...] = ()
     warm: int = 0
     mix: Mapping[str, float] = field(default_factory=lambda: TOWER_MIX)
 
@@ -292,13 +293,24 @@ def tower_stage(
 
 # ------------------------------------------------------------------------------------------------------------ joint stage
 
+SOME = (144, 224, 336)  # unequal, so that nothing is learned about how many patches show nothing
 MIX = {"shapes": 0.42, "labels": 0.23, "page": 0.12, "tags": 0.08, "chart": 0.08, "two-images": 0.07}
 JOINT = (
-    Phase(steps=1200, batch=16, lr=2.5e-3, horizon=1200, adam=0.15, seeing=0, visible=224, warm=30, mix=MIX),
-    Phase(steps=150, batch=16, lr=6e-4, horizon=150, adam=0.15, seeing=0.15, warm=10, mix=MIX),
+    Phase(steps=1200, batch=16, lr=2.5e-3, horizon=1200, adam=0.15, seeing=0, visible=SOME, warm=30, mix=MIX),
+    Phase(
+        steps=200,
+        batch=16,
+        lr=8e-4,
+        horizon=200,
+        adam=0.15,
+        seeing=0.15,
+        visible=(576, 144, 576, 336),
+        warm=10,
+        mix=MIX,
+    ),
 )
 SMOKE_TOWER = (Phase(steps=350, batch=16, lr=3e-3, horizon=350, adam=0.5, object_weight=3.0, warm=40),)
-SMOKE_JOINT = (Phase(steps=120, batch=16, lr=2.5e-3, horizon=120, adam=0.15, seeing=0, visible=224, warm=20, mix=MIX),)
+SMOKE_JOINT = (Phase(steps=120, batch=16, lr=2.5e-3, horizon=120, adam=0.15, seeing=0, visible=SOME, warm=20, mix=MIX),)
 
 
 class _Trees(torch.utils.data.IterableDataset):
@@ -406,7 +418,8 @@ def joint_stage(
         chosen = None
         if phase.visible:
             draw = torch.Generator().manual_seed(step)
-            chosen = choose_visible(b["weight"], phase.visible, draw).unflatten(0, (size, -1))
+            visible = phase.visible[step % len(phase.visible)]
+            chosen = choose_visible(b["weight"], visible, draw).unflatten(0, (size, -1))
         with torch.autocast("cpu", torch.bfloat16):
             with torch.set_grad_enabled(phase.seeing > 0):
                 seen = tower(pixels(b["images"]), output_hidden_states=True)
