@@ -22,6 +22,7 @@ def testbed_table(
     limit: int | None = 80,
     batch: int = 16,
     task: Task | None = None,
+    command: str = "foveate bench table",
     tick: Callable[[int, int], None] | None = None,
 ) -> tuple[str, dict[str, Any]]:
     """Uncompressed accuracy per slice, and all methods at several budgets.
@@ -33,6 +34,7 @@ def testbed_table(
         limit: questions per slice.
         batch: questions per batch.
         task: other questions than the testbed's.
+        command: what made the table, for its readers.
         tick: called with (steps done, steps in all).
 
     Returns:
@@ -52,6 +54,7 @@ def testbed_table(
     result = measure(model, processor, task, entries, batch=batch, tick=step)
     result.pop("answers")
     result["chance"] = _chance(task)
+    result["command"] = command
     return markdown(result), result
 
 
@@ -68,7 +71,7 @@ def markdown(result: dict[str, Any]) -> str:
     lines = [
         f"{result['note']} {result['samples']} questions, greedy answers, 95 % Wilson intervals "
         f"(torch {where['torch']}, transformers {where['transformers']}, {where['dtype']}). "
-        "Made by `foveate bench table --write README.md`.",
+        f"Made by `{result['command']}`.",
         "",
         f"Uncompressed, {stock['tokens_per_image']:.0f} tokens per image:",
         "",

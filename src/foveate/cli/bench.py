@@ -107,10 +107,19 @@ def table(
 
     model, processor = load_testbed(device)
     names, budgets = names_of(methods) or None, numbers_of(keep, int)
+    options = {
+        "--limit": str(limit),
+        "--keep": keep,
+        "--methods": methods,
+        "--write": "" if write is None else str(write),
+    }
+    usual = {"--limit": "80", "--keep": "192,128,64", "--methods": "", "--write": ""}
+    said = [f" {name} {value}" for name, value in options.items() if value != usual[name]]
     with progress() as bars:
         task = bars.add_task("answers", total=None)
         markdown, result = testbed_table(
             model, processor, methods=names, keeps=budgets, limit=limit, batch=batch,
+            command="foveate bench table" + "".join(said),
             tick=lambda done, total: bars.update(task, completed=done, total=total),
         )  # fmt: skip
     results.parent.mkdir(parents=True, exist_ok=True)
