@@ -1,4 +1,4 @@
-"""What ``foveate demo`` measures and draws: every method at 1/3 and 1/9 of the tokens, and what each of them kept."""
+"""What ``foveate demo`` measures and draws: methods at 1/3 and 1/9 of the tokens, and what each of them kept."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ from .runner import STOCK, grid, measure, prefill, prepared
 from .tasks import Task
 
 KEEPS = {192: "1/3", 64: "1/9"}  # of 576
+# Baselines, and one or two of each kind: all methods would take minutes. `--methods all` takes them.
+METHODS = (
+    "random", "stride", "pool", "resize", "onevision_encoder", "tome_tower", "tome", "dpcknn", "fastervlm", "visionzip",
+    "divprune", "cdpruner",
+)  # fmt: skip
 SHOWN = ("reading-short", "small-detail", "attribute", "reading-dense", "chart")
 
 

@@ -1,4 +1,4 @@
-"""``foveate demo``: the shipped model, its pictures, every method; a table, pictures and a page."""
+"""``foveate demo``: the shipped model, its pictures, a dozen methods; a table, pictures and a page."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for the page and the pictures.")] = Path("demo"),
     quick: Annotated[bool, typer.Option("--quick", help="Fewer questions, one timed round.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Questions per slice; default 12, quick 3.")] = None,
-    methods: Annotated[str, typer.Option(help="Names, with commas; default: all.")] = "",
+    methods: Annotated[str, typer.Option(help="Names, with commas, or all; default: a dozen.")] = "",
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
 ) -> None:
     """See it work: accuracy, tokens, time, and pictures of what was kept, on the shipped model."""
     begun = time.perf_counter()
     model, processor = load_testbed(device)
     from .. import registry
+    from ..bench.demo import METHODS, steps
     from ..bench.demo import demo as measure
-    from ..bench.demo import steps
     from ..bench.page import page
     from ..bench.tasks import testbed_task
 
-    names = names_of(methods) or list(registry.classes())
+    names = list(registry.classes()) if methods == "all" else names_of(methods) or list(METHODS)
     for name in names:
         registry.get(name)
     task = testbed_task(limit=limit or (3 if quick else 12))
