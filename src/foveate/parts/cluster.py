@@ -86,7 +86,7 @@ def kmeans(x: Tensor, home: Tensor, clusters: int, rounds: int, spherical: bool 
             break
         home, centre = new, _means(x, new, clusters, spherical)
     far = (x - centre.index_select(0, home)).square_().sum(1)
-    return home, _nearest_members(home, far, clusters)
+    return home, nearest_members(home, far, clusters)
 
 
 def _means(x: Tensor, home: Tensor, clusters: int, spherical: bool) -> Tensor:
@@ -97,7 +97,7 @@ def _means(x: Tensor, home: Tensor, clusters: int, spherical: bool) -> Tensor:
     return unit(total)[0] if spherical else total / count[:, None]
 
 
-def _nearest_members(home: Tensor, far: Tensor, clusters: int) -> Tensor:
+def nearest_members(home: Tensor, far: Tensor, clusters: int) -> Tensor:
     """(c,) of each cluster the member with the smallest ``far`` (n,); any token for an empty one."""
     order = far.argsort(stable=True)
     order = order[home[order].argsort(stable=True)]  # by cluster, then distance, then index
@@ -111,6 +111,6 @@ def _none_empty(home: Tensor, far: Tensor, clusters: int) -> Tensor:
     empty = (~full).nonzero()[:, 0]
     if not len(empty):
         return home
-    stays = _nearest_members(home, far, clusters)[full]
+    stays = nearest_members(home, far, clusters)[full]
     moved = far.index_fill(0, stays, -torch.inf).sort(descending=True, stable=True).indices[: len(empty)]
     return home.index_copy(0, moved, empty)

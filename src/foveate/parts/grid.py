@@ -7,7 +7,7 @@ from math import log, sqrt
 import torch
 from torch import Tensor
 
-from ..tokens import Reduction
+from ..tokens import Reduction, View
 
 
 def fit(height: int, width: int, k: int) -> tuple[int, int]:
@@ -90,3 +90,15 @@ def pool(row: Tensor, col: Tensor, full: tuple[int, int], fewer: tuple[int, int]
     mass = size.float()[src]
     total = torch.zeros(len(anchor), device=row.device).index_add(0, dst, mass)
     return Reduction(n, src, dst, mass / total[dst], anchor).sorted()
+
+
+def windows(view: View, side: int) -> tuple[Tensor, Tensor]:
+    """Windows of ``side`` x ``side`` places, inside each tile and frame.
+
+    Returns:
+        (n,) window of each token, and (w,) the middle one of each window's tokens in raster order. Windows are numbered
+        in raster order; those without a token do not count.
+    """
+    place = torch.stack([view.t, view.tile, view.row // side, view.col // side], 1)
+    _, home, count = place.unique(dim=0, return_inverse=True, return_counts=True)
+    return home, home.argsort(stable=True)[count.cumsum(0) - count + count // 2]

@@ -37,3 +37,23 @@ def cosines(x: Tensor) -> Tensor:
     rows, zero = unit(x)
     product = rows @ rows.mT
     return product if zero is None else product + torch.outer(zero, zero)
+
+
+def nearest_later(x: Tensor, rows: int = 256) -> Tensor:
+    """(n,) highest cosine of every row (n, d) to a later one; minus infinity for the last. Half a matrix product.
+
+    Args:
+        x: (n, d).
+        rows: to compare at a time; any number gives the same but for rounding.
+    """
+    units, zero = unit(x)
+    best = units.new_full((len(x),), -torch.inf)
+    for start in range(0, len(x) - 1, rows):
+        stop = min(start + rows, len(x) - 1)
+        product = units[start:stop] @ units[start + 1 :].mT  # column j is row start + 1 + j
+        if zero is not None:
+            product += torch.outer(zero[start:stop], zero[start + 1 :])
+        here = product[:, : stop - start]
+        here.masked_fill_(torch.ones_like(here, dtype=torch.bool).tril(-1), -torch.inf)
+        best[start:stop] = product.amax(1)
+    return best
