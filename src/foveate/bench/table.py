@@ -124,16 +124,16 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f}"
 
 
-def replaced(text: str, table: str) -> str:
-    """``text`` with what stands between the two marks replaced.
+def replaced(text: str, table: str, start: str = START, end: str = END) -> str:
+    """``text`` with what stands between two marks replaced.
 
     Raises:
         UnsupportedError: if the marks are missing.
     """
-    before, start, rest = text.partition(START)
-    _, end, after = rest.partition(END)
-    if not start or not end:
+    before, begun, rest = text.partition(start)
+    _, ended, after = rest.partition(end)
+    if not begun or not ended:
         raise UnsupportedError(
-            "the file has no place for the table", hint=f"put {START} and {END} on lines of their own"
+            "the file has no place for the table", hint=f"put {start} and {end} on lines of their own"
         )
-    return f"{before}{START}\n{table}\n{END}{after}"
+    return f"{before}{start}\n{table}\n{end}{after}"

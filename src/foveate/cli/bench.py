@@ -1,4 +1,4 @@
-"""``foveate bench``: speed against the oracle, and the testbed's table."""
+"""``foveate bench``: speed against the oracle, choosing by itself, and the testbed's table."""
 
 from __future__ import annotations
 
@@ -128,3 +128,30 @@ def table(
         write.write_text(replaced(write.read_text(), markdown))
         typer.echo(f"wrote {write}", err=True)
     typer.echo(json.dumps(result) if as_json else markdown)
+
+
+@app.command()
+def select(
+    write: Annotated[Path | None, typer.Option(help="Put the table between its marks in this file.")] = None,
+    results: Annotated[Path, typer.Option(help="Where the numbers go, as JSON.")] = Path("results/select.json"),
+    methods: Annotated[str, typer.Option(help="Names, with commas; default: all.")] = "",
+    tokens: Annotated[str, typer.Option(help="Visual tokens, multiples of 576, with commas.")] = "576,2880",
+    width: Annotated[int, typer.Option(min=8, help="Width of their features.")] = 1024,
+    keep: Annotated[float, typer.Option(min=0.001, max=0.999, help="Share to keep.")] = 0.1,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds that count; all methods take turns.")] = 9,
+    as_json: As_json = False,
+) -> None:
+    """What choosing costs by itself, in milliseconds and in n x n x d products, on one thread."""
+    from ..bench.select import END, START, markdown, measure_select, steps
+    from ..bench.table import replaced
+
+    names, sizes = names_of(methods) or None, numbers_of(tokens, int)
+    with progress() as bars:
+        task = bars.add_task("choosing", total=steps(names, sizes, repeats))
+        result = measure_select(names, sizes, width, keep, repeats, lambda: bars.advance(task))
+    results.parent.mkdir(parents=True, exist_ok=True)
+    results.write_text(json.dumps(result, indent=1) + "\n")
+    if write is not None:
+        write.write_text(replaced(write.read_text(), markdown(result), START, END))
+        typer.echo(f"wrote {write}", err=True)
+    typer.echo(json.dumps(result) if as_json else markdown(result))
