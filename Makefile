@@ -7,7 +7,7 @@ PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet -c c
 # One thread per worker: the tests' models are tiny, and workers that share cores would wait for each other.
 TEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
-.PHONY: help demo test wide lint format types generate docs clean
+.PHONY: help demo test wide lint format types generate pictures docs clean
 
 help: ## what there is
 	@grep -E '^[a-z]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -42,6 +42,10 @@ format: $(VENV)/.for-work ## what ruff can put right by itself
 	$(BIN)/ruff format .
 
 generate: $(VENV)/.for-work ## write the generated pages and the tables of README.md again
+	$(BIN)/python tools/gen_docs.py
+
+pictures: $(VENV)/.for-work ## draw what every method keeps, for its page (needs the testbed's weights)
+	$(BIN)/python tools/draw_methods.py
 	$(BIN)/python tools/gen_docs.py
 
 docs: $(VENV)/.for-work ## the site, in docs/_build/html; a warning is an error

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import inspect
+import json
 import re
 import sys
 from pathlib import Path
@@ -143,7 +144,16 @@ def methods_page(methods: dict[str, Any]) -> str:
     """The overview."""
     names = "\n".join(methods)
     stages = "\n".join(f"- `{stage}`: {words}" for stage, words in STAGE.items())
+    question = next(iter(captions().values()), {}).get("question", "")
     return f"""{MADE}# Methods
+
+## What they keep
+
+One picture of [the testbed](../testbed.md), 64 of 576 tokens; the question is "{question}". Kept tokens are lit, dropped ones
+dimmed; tinted places were merged into a kept token.
+
+{gallery(methods)}
+## All of them
 
 {methods_table(methods, "")}
 **Count** is how many tokens stay: `fixed` is exactly the budget, `grid` the nearest grid within it, `content` means that
@@ -188,6 +198,7 @@ def method_page(cls: Any) -> str:
     parts = [
         f"{MADE}# {card.name}\n\n**{card.title}**\n",
         markdown(module) + "\n",
+        picture(card.name),
         table(["", ""], facts),
         f"## Use\n\n{markdown(inspect.cleandoc(summary))}\n\n```python\n{code}\n```\n",
     ]
@@ -201,6 +212,59 @@ def method_page(cls: Any) -> str:
         heading = "Differences from the paper" if card.paper else "Notes"
         parts.append(f"## {heading}\n\n" + "\n".join(f"- {line}" for line in card.differences) + "\n")
     return "\n".join(parts)
+
+
+PICTURES = ROOT / "docs" / "methods" / "pictures"
+
+
+def captions() -> dict[str, Any]:
+    """What the pictures of tools/draw_methods.py show."""
+    path = PICTURES / "captions.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def picture(name: str) -> str:
+    """What a method kept of the testbed's picture.
+
+    Raises:
+        SystemExit: if there is none, saying how it is made.
+    """
+    facts = captions().get(name)
+    if facts is None or not (PICTURES / f"{name}.png").exists():
+        raise SystemExit(f"{name} has no picture: run `make pictures`")
+    right = "right" if facts["answer"] == facts["right"] else f"wrong: it is {facts['right']}"
+    return (
+        f"![the whole picture](pictures/_uncompressed.png) ![what {name} kept](pictures/{name}.png)\n\n"
+        f"*One picture of [the testbed](../testbed.md), {facts['tokens_out']} of {facts['tokens_in']} tokens kept. "
+        f'"{facts["question"]}": {facts["answer"] or "(nothing)"} ({right}); uncompressed: {facts["uncompressed"]}. '
+        f"Kept tokens are lit, dropped ones dimmed; tinted places were merged into a kept token. Sample {facts['sample']}.*\n"
+    )
+
+
+def gallery(methods: dict[str, Any]) -> str:
+    """Every method's picture, grouped by what its choice rests on."""
+    groups: dict[str, list[str]] = {}
+    for name, cls in methods.items():
+        groups.setdefault(cls.card.mechanism if cls.card.guidance == "none" else "question", []).append(name)
+    parts = []
+    for mechanism, names in sorted(groups.items()):
+        cells = "\n".join(
+            f'[<img src="pictures/{name}.png" alt="{name}: what it kept" title="{name}" width="130px">]({name}.md)'
+            for name in names
+        )
+        parts.append(f"### {GROUP[mechanism]}\n\n{', '.join(f'[`{name}`]({name}.md)' for name in names)}\n\n{cells}\n")
+    return "\n".join(parts)
+
+
+GROUP = {
+    "transformation": "By place: pooling, strides, smaller pictures",
+    "similarity": "By likeness of tokens",
+    "attention": "By attention of the vision tower",
+    "query": "By learned queries",
+    "question": "By the question",
+    "reconstruction": "By reconstruction",
+    "text-as-image": "Text as image",
+}
 
 
 def markdown(doc: str) -> str:
