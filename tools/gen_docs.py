@@ -21,7 +21,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 MADE = "<!-- Made by tools/gen_docs.py from the code: change that, then run `make generate`. -->\n\n"
 N, D, K = 576, 1024, 64  # the view on which costs are counted: LLaVA-1.5's tokens, kept at a ninth
-HEADS, KEY_WIDTH, QUESTION = 16, 64, 12
+HEADS, KEY_WIDTH, QUESTION, VOCABULARY = 16, 64, 12, 32000
 
 
 def main() -> int:
@@ -107,6 +107,7 @@ NEED = {
     "values": "value vectors of one tower block",
     "value_attention": "how much value vectors of one tower block resemble the CLS token's",
     "pixels": "the pixels of each patch",
+    "vocabulary": "the language model's word embeddings",
 }
 COUNT = {
     "fixed": "exactly the budget",
@@ -301,9 +302,10 @@ def cost(cls: Any) -> str:
         "values": Extra(torch.randn(N, KEY_WIDTH, generator=gen)),
         "value_attention": Extra(torch.rand(HEADS, N, generator=gen)),
         "pixels": Extra(torch.randn(N, 3 * 14 * 14, generator=gen)),
+        "vocabulary": Extra(torch.randn(VOCABULARY, D, generator=gen)) if "vocabulary" in cls.card.needs else None,
     }
     card = cls.card
-    given = {name: extras[name] for name in card.needs}
+    given: Any = {name: extras[name] for name in card.needs}
     view = View.on_grid(torch.randn(N, D, generator=gen), K, 24, 24, extras=given)
     square = Square()
     with FlopCounterMode(display=False) as counter, square:

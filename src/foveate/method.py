@@ -27,7 +27,7 @@ from .tokens import Reduction, View
 
 STAGES = ("input", "encoder", "connector", "layers", "cache")
 RESERVED = ("keep", "at", "split")  # what plan text says about any step; no option may bear these names
-NEEDS = ("attention", "early", "keys", "question", "values", "value_attention", "pixels")
+NEEDS = ("attention", "early", "keys", "question", "values", "value_attention", "pixels", "vocabulary")
 CHOICES = {
     "features": ("before", "after"),
     "guidance": ("none", "question"),
@@ -72,7 +72,8 @@ class Card:
         features: whether it sees features before or after the connector.
         needs: extras its view must carry: "attention" (h, n), "early" (h, n), which is attention read at the share
             `early` (a field of the method) of the tower's depth, "keys" (n, d), "question" (q, d), "values" (n, d),
-            "value_attention" (h, n), which is attention between value vectors, "pixels" (n, c) of each token's patches.
+            "value_attention" (h, n), which is attention between value vectors, "pixels" (n, c) of each token's patches,
+            "vocabulary" (v, d), the language model's input embeddings.
         guidance: "none", or "question" if the text decides.
         count: "fixed" (exactly the budget), "grid" (nearest grid within it) or "content" (the input decides).
         touches: "visual" tokens only, or "all".

@@ -49,6 +49,7 @@ def view(shape: str = "square", k: int | None = None, dtype: torch.dtype = torch
             torch.randn(HEADS, n, generator=draw).softmax(-1), 0, "CLS row over the tower's tokens"
         ),
         "pixels": Extra(torch.randn(n, 3 * 4, generator=draw)),
+        "vocabulary": Extra(torch.randn(50, WIDTH, generator=draw)),
     }
     assert set(extras) == set(NEEDS), "a new need: give the views one"
     extras = {name: replace(extra, value=extra.value.to(dtype)) for name, extra in extras.items()}

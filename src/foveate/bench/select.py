@@ -31,7 +31,7 @@ from .timing import Job, interleaved
 
 SIDE = 24  # of a tile
 DEPTH, HEADS, KEYS, WORDS, PIXELS, TEXT = 23, 16, 1024, 16, 3 * 14 * 14, 64  # as LLaVA-1.5's tower has them
-LAYERS_7B, WIDTH_7B, INNER_7B = 32, 4096, 11008
+VOCABULARY, LAYERS_7B, WIDTH_7B, INNER_7B = 32000, 32, 4096, 11008
 START, END = "<!-- select-table:start -->", "<!-- select-table:end -->"
 
 
@@ -58,6 +58,7 @@ def picture(n: int, k: int, d: int, seed: int = 0) -> View:
     extras = {name: attention() for name in ("attention", "early", "value_attention")}
     extras |= {"keys": rows(KEYS), "values": rows(KEYS), "pixels": rows(PIXELS)}
     extras["question"] = Extra(torch.randn(WORDS, d, generator=draw))
+    extras["vocabulary"] = Extra(torch.randn(VOCABULARY, d, generator=draw))
     if tiles > 1:
         across = -(-(tiles - 1) // 2)
         cut = [

@@ -1,5 +1,6 @@
-"""Looking inside: which tokens of a picture were kept, drawn on the picture itself (Pillow and NumPy only)."""
+"""Looking inside: which tokens of a picture were kept, and which say something, drawn on the picture itself."""
 
+from .classes import Labelled, drawn, find_words, label
 from .picture import picture, seen, strip
 
-__all__ = ["picture", "seen", "strip"]
+__all__ = ["Labelled", "drawn", "find_words", "label", "picture", "seen", "strip"]

@@ -24,7 +24,12 @@ MARGIN, LINE = 8, 18
 
 
 def picture(
-    image: Image.Image, report: ImageReport, *, plan: Plan | None = None, size: int | None = None
+    image: Image.Image,
+    report: ImageReport,
+    *,
+    plan: Plan | None = None,
+    size: int | None = None,
+    states: np.ndarray | None = None,
 ) -> Image.Image:
     """The picture with its kept tokens lit and the dropped ones dimmed.
 
@@ -37,6 +42,7 @@ def picture(
         plan: what ran. If it made the picture smaller before the tower saw it, that smaller picture is drawn (coarse,
             all lit), since no place of it was dropped.
         size: enlarge so that the longer side has at least this many pixels.
+        states: (n,) what to draw of each token, DROPPED, FED or KEPT, in place of what became of it.
 
     Returns:
         An RGB picture; two or more panels side by side if tiles overlap (an overview comes first).
@@ -47,7 +53,7 @@ def picture(
         image = image.resize((round(image.width * factor), round(image.height * factor)), Image.Resampling.LANCZOS)
     if plan is not None and plan.steps[0].stage == "input" and len(plan.steps) == 1:
         return _coarse(image, report)
-    states = _states(report)
+    states = _states(report) if states is None else states
     place = {name: getattr(report, name).cpu().numpy() for name in ("tile", "row", "col", "kind")}
     panels = [_shade(image, _levels(image.size, report, states, place, tiles)) for tiles in _panels(report.boxes)]
     if len(panels) == 1:

@@ -236,6 +236,9 @@ def _step(family: Family, step: Step, picture: Picture, k: int, question: Tensor
         extras["question"] = Extra(question, -1, "input embeddings of the language model")
         if (relevance := picture.extras.get("relevance")) is not None:
             extras["relevance"] = replace(relevance, value=only(relevance.value))
+    if "vocabulary" in card.needs:
+        model: Any = family.model
+        extras["vocabulary"] = Extra(model.get_input_embeddings().weight.detach())
     if len(layout.boxes) > 1:
         extras["boxes"] = Extra(torch.tensor(layout.boxes), -1, "shares of the picture's width and height")
     place: dict[str, Any] = {name: getattr(layout, name)[content].to(device) for name in ("tile", "row", "col", "kind")}
