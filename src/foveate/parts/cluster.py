@@ -9,6 +9,8 @@ from . import greedy
 from .select import top
 from .similarity import unit
 
+STRIP = 64  # rows of an n x n matrix that are worked on at a time
+
 
 def density_peaks(x: Tensor, clusters: int, neighbours: int = 5) -> tuple[Tensor, Tensor]:
     """Clusters around density peaks (DPC-KNN; Rodriguez and Laio 2014, Du et al. 2016).
@@ -25,16 +27,25 @@ def density_peaks(x: Tensor, clusters: int, neighbours: int = 5) -> tuple[Tensor
     Returns:
         (n,) cluster of each token, and (c,) centres, ascending.
     """
-    wide = x.float()
-    far = torch.cdist(wide, wide).div_(x.shape[1] ** 0.5)  # (n, n)
-    spread = far.topk(min(neighbours, len(x)), dim=1, largest=False).values.square().mean(1)
-    rank = torch.empty_like(spread, dtype=torch.long)
-    rank[spread.sort(stable=True).indices] = torch.arange(len(x), device=x.device)
-    denser = rank[None, :] < rank[:, None]
-    gap = torch.where(denser, far, torch.inf).amin(1)
-    gap = torch.where(rank == 0, far.max(), gap)
-    centre = top(gap.log() - spread, clusters)
-    home = far[:, centre].argmin(1)
+    wide, n = x.float(), len(x)
+    square = wide.square().sum(1)
+    far = wide @ wide.mT  # squared distances, in strips that stay in the processor's cache
+    spread = wide.new_empty(n)
+    for start in range(0, n, STRIP):
+        some = far[start : start + STRIP]
+        some.mul_(-2).add_(square[start : start + STRIP, None]).add_(square).clamp_(min=0).diagonal(start).zero_()
+        spread[start : start + STRIP] = some.topk(min(neighbours, n), dim=1, largest=False).values.mean(1)
+    spread = spread / x.shape[1]
+    order = spread.sort(stable=True).indices  # the densest first
+    gap = torch.empty_like(spread)
+    for start in range(0, n, STRIP):  # of each row, only columns of denser tokens
+        rows = order[start : start + STRIP]
+        some = far.index_select(0, rows).index_select(1, order[: start + len(rows)])
+        some[:, start:].masked_fill_(torch.ones_like(some[:, start:], dtype=torch.bool).triu(), torch.inf)
+        gap[rows] = some.amin(1)
+    gap[order[0]] = far.amax()
+    centre = top(gap.log() / 2 - spread, clusters)
+    home = far.index_select(0, centre).argmin(0)
     home[centre] = torch.arange(clusters, device=x.device)
     return home, centre
 
