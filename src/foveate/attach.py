@@ -24,7 +24,7 @@ from .stages import connector, encoder, prompt
 from .stages.connector import Picture
 from .stages.follow import IGNORED
 from .stages.positions import Rotary
-from .stages.question import Turns
+from .stages.question import Question, Relevance, Turns, question_ids
 from .tokens import Kind
 
 PIXELS = ("pixel_values", "pixel_values_videos", "pixel_values_images", "image_patches")
@@ -40,6 +40,7 @@ def compress(
     positions: str | None = None,
     processor: Any = None,
     split: str | None = None,
+    relevance: Relevance | None = None,
 ) -> Run:
     """Compress the visual tokens of a transformers model from now on.
 
@@ -57,6 +58,9 @@ def compress(
             tokens carry up to 8 positions of those that went into them; "preserved:4" for up to 4.
         processor: only read for its special tokens and its chat template, by methods that look at the question.
         split: how a "/total" budget is shared over the images of a prompt: "proportional" or "equal".
+        relevance: for methods that look at the question, a judge of your own, such as the text encoder that was trained with
+            the vision tower. Called for each image with its features before the connector, (n, d) (after it, where that joins
+            tokens of the tower), and the token ids of the question, (q,); gives (n,), higher where a token fits better.
 
     Returns:
         The run, already attached.
@@ -65,7 +69,7 @@ def compress(
         PlanError, KeepError: see :meth:`foveate.Plan.of`.
         UnsupportedError: the model cannot be compressed this way, or a run is attached to it already.
     """
-    return Run(model, Plan.of(plan, keep, positions, split), processor)
+    return Run(model, Plan.of(plan, keep, positions, split), processor, relevance)
 
 
 class Run:
@@ -76,7 +80,7 @@ class Run:
         family: the adapter that was found for the model.
     """
 
-    def __init__(self, model: nn.Module, plan: Plan, processor: Any = None) -> None:
+    def __init__(self, model: nn.Module, plan: Plan, processor: Any = None, relevance: Relevance | None = None) -> None:
         self.plan = plan
         self.model, modules = _unwrapped(model)
         if (other := _run_on(self.model)) is not None:
@@ -94,6 +98,7 @@ class Run:
         self.family: Family = adapt(self.model)
         self._special = _special_ids(self.model, processor)
         self._needs_question = any("question" in s.method.card.needs for s in plan.steps)
+        self._relevance = relevance if self._needs_question else None
         self._turns = Turns.of(processor) if self._needs_question and processor is not None else None
         self._here = threading.local()
         self._last: Report | None = None
@@ -102,7 +107,7 @@ class Run:
         try:
             if plan.carried:
                 self._rotary = Rotary(self.family, plan.carried, self._undo)
-            encoder.watch(self.family, plan, self._undo, Stopwatch)
+            encoder.watch(self.family, plan, self._undo, Stopwatch, self._relevance is not None)
             for module in modules:
                 self._undo.append(module.register_forward_pre_hook(self._before, with_kwargs=True).remove)
                 after = module.register_forward_hook(self._after, with_kwargs=True, always_call=True)
@@ -193,7 +198,7 @@ class Run:
             length = kwargs["input_ids"].shape[1]
             self._done(Report(str(self.plan), (), length, length, self.family.decoder_layers(), notes))
             return prompt.continued(self.family, self.plan, kwargs, past, memory)
-        carried = encoder.encoded_of(output, self.plan)
+        carried = encoder.encoded_of(output, self.plan, self._relevance is not None)
         if carried is None:
             raise UnsupportedError(
                 "the image features were not encoded under this run",
@@ -240,7 +245,9 @@ class Run:
             if pictures and text is not None:
                 row = sample * repeat
                 special = self._special.to(ids.device)
-                question = connector.question_embeddings(family, ids[row], text[row], special, self._turns)
+                words = question_ids(family, ids[row], text[row], special, self._turns)
+                embeddings = self.model.get_input_embeddings()(words).detach()
+                question = Question(words, embeddings, self._relevance)
             connector.reduce(family, self.plan, pictures, question)
         return prompts, repeat
 

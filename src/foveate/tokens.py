@@ -61,8 +61,8 @@ class View:
         size: (n,) how many original tokens were merged into this one.
         marks: named (n,) tensors left by earlier steps, or by earlier stops of the same step.
         extras: what the method's card listed under ``needs``; "boxes" (g, 4) where the image has several tiles: left,
-            top, right, bottom of each in shares of the picture; perhaps "relevance" (n,), how well each token fits the
-            question by a text encoder of your own, beside "question".
+            top, right, bottom of each in shares of the picture; "relevance" (n,) beside "question" where the user
+            gave a judge, see :func:`foveate.compress`.
         ordinal: which image of its sample this is, counted from 0.
         left: stops that are still to come, for a method that reduces little by little inside the tower; ``k`` is what
             must be left after the last.
@@ -147,7 +147,7 @@ class View:
 
 
 # Extras that are aligned with the tokens, and along which axis.
-TOKEN_AXIS = {"attention": -1, "early": -1, "value_attention": -1, "keys": 0, "values": 0, "pixels": 0, "relevance": 0}
+TOKEN_AXIS = {"attention": -1, "early": -1, "value_attention": -1, "keys": 0, "values": 0, "pixels": 0}
 
 
 def _take_extra(name: str, value: Tensor, index: Tensor) -> Tensor:

@@ -9,8 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from foveate.stages.connector import question_embeddings
-from foveate.stages.question import Turns, question_columns
+from foveate.stages.question import Turns, question_columns, question_ids
 
 PICTURE = "<image>"
 
@@ -221,17 +220,15 @@ def test_a_template_that_does_not_fit_the_prompt():
     assert template.decode([ids[i] for i in found]) == "What is on the table?"
 
 
-def test_embeddings():
-    """(q, d) rows of the embedding table, on the prompt's device."""
-    table = torch.nn.Embedding(20, 4)
+def test_ids():
+    """(q,) ids of the question alone, on the prompt's device."""
     config = SimpleNamespace(eos_token_id=2, get_text_config=lambda: SimpleNamespace(eos_token_id=[2, 3]))
-    model = SimpleNamespace(config=config, generation_config=None, get_input_embeddings=lambda: table)
+    model = SimpleNamespace(config=config, generation_config=None)
     family = SimpleNamespace(model=model, image_token_id=9)
     ids = torch.tensor([1, 7, 9, 9, 5, 6])
-    found = question_embeddings(family, ids, torch.ones(6, dtype=torch.bool), torch.tensor([1, 2, 9]))
-    assert torch.equal(found, table.weight[[5, 6]]) and not found.requires_grad
-    none = question_embeddings(family, ids, torch.zeros(6, dtype=torch.bool), torch.tensor([1, 2, 9]))
-    assert none.shape == (0, 4)
+    found = question_ids(family, ids, torch.ones(6, dtype=torch.bool), torch.tensor([1, 2, 9]))
+    assert found.tolist() == [5, 6] and found.dtype == ids.dtype
+    assert question_ids(family, ids, torch.zeros(6, dtype=torch.bool), torch.tensor([1, 2, 9])).shape == (0,)
 
 
 def test_the_testbed():

@@ -21,7 +21,7 @@ from .alive import joined
 from .encoder import EARLY, Encoded, early_name, share_of
 from .follow import token_types
 from .passage import Done
-from .question import Turns, question_columns
+from .question import Question, judged_by
 from .reading import SUMMED
 
 
@@ -195,7 +195,7 @@ def _axis(name: str) -> int:
     return TOKEN_AXIS[name.split()[0]]
 
 
-def reduce(family: Family, plan: Plan, pictures: list[Picture], question: Tensor | None) -> None:
+def reduce(family: Family, plan: Plan, pictures: list[Picture], question: Question | None) -> None:
     """Run a plan's steps before the language model over the pictures of one prompt, in place."""
     done = 0
     for step in plan.steps:
@@ -216,7 +216,7 @@ def reduce(family: Family, plan: Plan, pictures: list[Picture], question: Tensor
             picture.counts.append(len(_content(picture.layout)))
 
 
-def _step(family: Family, step: Step, picture: Picture, k: int, question: Tensor | None, last: bool) -> None:
+def _step(family: Family, step: Step, picture: Picture, k: int, question: Question | None, last: bool) -> None:
     """One method on one picture: features, planes, extras and layout follow what it answers."""
     layout, device, card = picture.layout, picture.x.device, step.method.card
     content = _content(layout)
@@ -233,9 +233,7 @@ def _step(family: Family, step: Step, picture: Picture, k: int, question: Tensor
         if (e := picture.extras.get(carried)) is not None:
             extras[name] = replace(e, value=only(e.value, TOKEN_AXIS[name]))
     if question is not None and "question" in card.needs:
-        extras["question"] = Extra(question, -1, "input embeddings of the language model")
-        if (relevance := picture.extras.get("relevance")) is not None:
-            extras["relevance"] = replace(relevance, value=only(relevance.value))
+        extras["question"] = Extra(question.embeddings, -1, "input embeddings of the language model")
     if "vocabulary" in card.needs:
         model: Any = family.model
         extras["vocabulary"] = Extra(model.get_input_embeddings().weight.detach())
@@ -247,6 +245,9 @@ def _step(family: Family, step: Step, picture: Picture, k: int, question: Tensor
     where = f"method {step.method}, stage {step.stage}, family {family.name}, {len(seen)} tokens to {k}"
     try:
         with torch.no_grad():
+            if "question" in extras and question is not None and question.relevance is not None:
+                judged = picture.before if picture.before is not None else only(picture.x)
+                extras["relevance"] = Extra(judged_by(question, judged.detach()), -1, "relevance= of compress")
             answer = step.method(View(seen.detach(), k, ordinal=picture.ordinal, extras=extras, **place))
         if not isinstance(answer, Reduction) or answer.n != len(seen):
             raise MethodError(f"it answered {answer!r}, not a reduction of the view")
@@ -346,31 +347,3 @@ def _follow_extra(name: str, extra: Extra, reduction: Reduction) -> Extra:
 def _unweighted(reduction: Reduction) -> Reduction:
     """The same edges, all of weight one."""
     return reduction if reduction.is_drop else replace(reduction, weight=None, inserted=None)
-
-
-def question_embeddings(
-    family: Family, ids: Tensor, text: Tensor, special: Tensor, turns: Turns | None = None
-) -> Tensor:
-    """(q, d) embeddings of the question: the text of the last user turn, without chat template and special tokens.
-
-    The one rule for every family and method; the last picture may stand in an earlier turn. What opens and closes a user
-    turn is read from the processor's chat template where there is one, and otherwise guessed from ids:
-    :func:`foveate.stages.question.question_columns` says how, and what that cannot know. A prompt without words gives
-    no rows; one whose last user turn has none gives all its words.
-
-    Args:
-        family: of the model.
-        ids: (L,) of one prompt, with an image.
-        text: (L,) columns that may belong to the question: no padding, no answer.
-        special: ids that do not, such as placeholders and what separates turns.
-        turns: what the processor's chat template writes around a user's words, if it is known.
-    """
-    model: Any = family.model
-    ends: set[int] = set()
-    for source in (getattr(model, "generation_config", None), model.config, model.config.get_text_config()):
-        eos = getattr(source, "eos_token_id", None)
-        ends |= set(eos) if isinstance(eos, (list, tuple)) else set() if eos is None else {int(eos)}
-    picture = (ids == family.image_token_id).tolist()
-    columns = question_columns(ids.tolist(), text.tolist(), picture, set(special.tolist()), ends, turns)
-    chosen = ids[torch.tensor(columns, dtype=torch.long, device=ids.device)]
-    return model.get_input_embeddings()(chosen).detach()

@@ -49,15 +49,15 @@ class Wanted:
     smaller: str
 
     @classmethod
-    def by(cls, plan: Plan) -> Wanted:
-        """What is collected for a plan; steps that drop nothing want nothing."""
+    def by(cls, plan: Plan, before: bool = False) -> Wanted:
+        """What is collected for a plan; steps that drop nothing want nothing. before: features before the connector, too."""
         steps = _busy(plan)
         late = [step for step in steps if step.stage != "encoder"]  # those inside look for themselves
         cards = [step.method.card for step in late]
         return cls(
             frozenset(need for card in cards for need in card.needs) & READ,
             frozenset(share_of(step) for step in late if EARLY in step.method.card.needs),
-            any(card.features == "before" for card in cards),
+            (before and bool(late)) or any(card.features == "before" for card in cards),
             " > ".join(str(step) for step in steps if step.stage in ("input", "encoder")),
         )
 
@@ -117,24 +117,25 @@ class Encoded:
     seconds: list[Callable[[], float]] = field(default_factory=list)
 
 
-def encoded_of(output: Any, plan: Plan) -> Encoded | None:
+def encoded_of(output: Any, plan: Plan, before: bool = False) -> Encoded | None:
     """What :func:`watch` put on an encoder output, if it serves the plan: it may have been made for another one."""
     encoded = getattr(output, CARRIED, None)
-    return encoded if encoded is not None and encoded.wanted.serves(Wanted.by(plan)) else None
+    return encoded if encoded is not None and encoded.wanted.serves(Wanted.by(plan, before)) else None
 
 
-def watch(family: Family, plan: Plan, undo: list[Callable[[], None]], clock: Any = None) -> None:
+def watch(family: Family, plan: Plan, undo: list[Callable[[], None]], clock: Any = None, before: bool = False) -> None:
     """Wrap the encoder of ``family`` for ``plan``. What undoes it is added to ``undo`` step by step.
 
     Args:
         family, plan: of the run.
         undo: gets a function for each thing that was done.
         clock: starts a clock on a device, for the time that choosing in the tower takes.
+        before: keep features before the connector, whether a method asks for them or not.
 
     Raises:
         UnsupportedError: if the tower cannot give what the plan needs, or not be reduced.
     """
-    steps, wanted = _busy(plan), Wanted.by(plan)
+    steps, wanted = _busy(plan), Wanted.by(plan, before)
     inside = [step for step in steps if step.stage == "encoder"]
     resize = next((step for step in steps if step.stage == "input"), None)
     if resize is not None:

@@ -7,9 +7,15 @@ alone, turns are told apart by the ids that end generation, pictures, and the he
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import MethodError
+from ..families import Family
 
 HEADER = 7  # tokens, at most, that a template writes to open an answer ("\n<|im_start|>assistant\n", " ASSISTANT:")
 OPENER = 3  # tokens before the first picture by which a later user turn is known
@@ -178,3 +184,64 @@ def _find(sequence: list[int], part: list[int]) -> int:
         if sequence[end - len(part) : end] == part:
             return end
     return 0
+
+
+Relevance = Callable[[Tensor, Tensor], Tensor]  # features (n, d) before the connector, question ids (q,) -> (n,)
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a prompt asks.
+
+    Attributes:
+        ids: (q,) of its words.
+        embeddings: (q, d) of these.
+        relevance: the user's own judge of which tokens fit them, or None.
+    """
+
+    ids: Tensor
+    embeddings: Tensor
+    relevance: Relevance | None = None
+
+
+def judged_by(question: Question, features: Tensor) -> Tensor:
+    """(n,) what the user's function says of these features.
+
+    Raises:
+        MethodError: if that is no number for each token.
+    """
+    assert question.relevance is not None
+    found = question.relevance(features, question.ids)
+    shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+    if shape != (len(features),) or not bool(found.isfinite().all()):
+        raise MethodError(
+            f"relevance gave {shape}" if shape != (len(features),) else "relevance gave NaN or infinity",
+            where=f"relevance= of compress, {len(features)} tokens and {len(question.ids)} words",
+            hint=f"a tensor of shape ({len(features)},): a finite number for each token, higher where it fits better",
+        )
+    return found.float().to(features.device)
+
+
+def question_ids(family: Family, ids: Tensor, text: Tensor, special: Tensor, turns: Turns | None = None) -> Tensor:
+    """(q,) ids of the question: the text of the last user turn, without chat template and special tokens.
+
+    The one rule for every family and method; the last picture may stand in an earlier turn. What opens and closes a user
+    turn is read from the processor's chat template where there is one, and otherwise guessed from ids:
+    `question_columns` says how, and what that cannot know. A prompt without words gives
+    none; one whose last user turn has none gives all its words.
+
+    Args:
+        family: of the model.
+        ids: (L,) of one prompt, with an image.
+        text: (L,) columns that may belong to the question: no padding, no answer.
+        special: ids that do not, such as placeholders and what separates turns.
+        turns: what the processor's chat template writes around a user's words, if it is known.
+    """
+    model: Any = family.model
+    ends: set[int] = set()
+    for source in (getattr(model, "generation_config", None), model.config, model.config.get_text_config()):
+        eos = getattr(source, "eos_token_id", None)
+        ends |= set(eos) if isinstance(eos, (list, tuple)) else set() if eos is None else {int(eos)}
+    picture = (ids == family.image_token_id).tolist()
+    columns = question_columns(ids.tolist(), text.tolist(), picture, set(special.tolist()), ends, turns)
+    return ids[torch.tensor(columns, dtype=torch.long, device=ids.device)]
