@@ -397,14 +397,28 @@ OUTSIDE = [name for name, cls in registry.classes().items() if cls.card.stages !
 @pytest.mark.parametrize("method", OUTSIDE)
 def test_method_on_family(name, method):
     """One equality each: the stock model, fed the reduction that the report states."""
+    _equal(name, method, 0.5)
+
+
+@pytest.mark.wide
+@every_family
+@pytest.mark.parametrize("method", OUTSIDE)
+@pytest.mark.parametrize("keep", [0.1, 0.9, "3/image", "11/total"])
+def test_method_on_family_at_other_budgets(name, method, keep):
+    if method == "resize" and keep == "11/total":
+        keep = "11/image"  # the encoder sees pictures one by one
+    _equal(name, method, keep)
+
+
+def _equal(name, method, budget):
     model, prompts = model_of(name), [[3, IMAGE_A, 4, IMAGE_B, 2]]
     batch = batch_of(name, prompts)
     if method == "resize" and name not in RESIZABLE:
         words = rf"{type(model).__name__} .*one size only.*resize.*(.|\n)*try: pool"
         with pytest.raises(UnsupportedError, match=words):
-            foveate.compress(model, method, keep=0.5)
+            foveate.compress(model, method, keep=budget)
         return
-    with foveate.compress(model, method, keep=0.5) as run:
+    with foveate.compress(model, method, keep=budget) as run:
         ours, report, family = logits_of(model, batch), run.report, run.family
     assert report.tokens_out < report.tokens_in
     keep = ref.kept(ref.places(name, prompts, batch), report, batch)

@@ -4,12 +4,10 @@
 """
 
 import math
-import os
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from recorded import CLOSE, FOLDER, index, load, recordings
 
 from foveate.methods.globalcom2 import GlobalCom2
 from foveate.methods.hiprune import HiPrune
@@ -18,24 +16,6 @@ from foveate.methods.prumerge import PruMerge
 from foveate.methods.vispruner import VisPruner
 from foveate.methods.vtc_cls import VTCCLS
 from foveate.tokens import Extra, View
-
-FOLDER = Path(os.environ.get("FOVEATE_PARITY") or Path(__file__).parent / "data")
-CLOSE = {"rtol": 1e-4, "atol": 1e-4}
-
-
-def recordings(method: str):
-    paths = sorted(FOLDER.glob(f"{method}_*.npz"))
-    return pytest.mark.parametrize("path", paths, ids=[p.stem for p in paths])
-
-
-def load(path: Path) -> dict:
-    """Arrays as tensors, scalars as Python numbers."""
-    with np.load(path) as data:
-        return {k: v.item() if v.ndim == 0 else torch.from_numpy(v) for k, v in data.items()}
-
-
-def index(values: torch.Tensor) -> list[int]:
-    return values.long().tolist()
 
 
 @pytest.mark.parametrize("method", ["vtccls", "hired", "globalcom2", "vispruner", "hiprune", "prumerge"])

@@ -3,12 +3,9 @@
 ``test_recorded.py`` says what the recordings are and how they are compared.
 """
 
-import os
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
+from recorded import CLOSE, FOLDER, index, load, recordings
 
 from foveate.methods import dart
 from foveate.methods.apet import ApET
@@ -21,24 +18,7 @@ from foveate.parts.greedy import farthest, volume
 from foveate.parts.similarity import cosines, unit
 from foveate.tokens import Extra, View
 
-FOLDER = Path(os.environ.get("FOVEATE_PARITY") or Path(__file__).parent / "data")
-CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 HALF = {"rtol": 2e-3, "atol": 2e-3}  # where the authors round to half precision
-
-
-def recordings(method: str):
-    paths = sorted(FOLDER.glob(f"{method}_*.npz"))
-    return pytest.mark.parametrize("path", paths, ids=[p.stem for p in paths])
-
-
-def load(path: Path) -> dict:
-    """Arrays as tensors, scalars as Python numbers."""
-    with np.load(path) as data:
-        return {k: v.item() if v.ndim == 0 else torch.from_numpy(v) for k, v in data.items()}
-
-
-def index(values: torch.Tensor) -> list[int]:
-    return values.long().tolist()
 
 
 def groups(group: torch.Tensor, kept: torch.Tensor) -> list[int]:

@@ -8,36 +8,15 @@ rests on ties or rounding: then only what ties cannot change is compared. In ``d
 which of the copies was picked does not matter: their ``group`` is compared.
 """
 
-import os
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
+from recorded import CLOSE, FOLDER, index, load, recordings
 
 from foveate.methods.divprune import DivPrune
 from foveate.methods.fastervlm import FasterVLM
 from foveate.methods.visionzip import VisionZip
 from foveate.parts.merge import bipartite
 from foveate.tokens import Extra, View
-
-FOLDER = Path(os.environ.get("FOVEATE_PARITY") or Path(__file__).parent / "data")
-CLOSE = {"rtol": 1e-4, "atol": 1e-4}
-
-
-def recordings(method: str, but: str = "\n"):
-    paths = sorted(p for p in FOLDER.glob(f"{method}_*.npz") if not p.name.startswith(but))
-    return pytest.mark.parametrize("path", paths, ids=[p.stem for p in paths])
-
-
-def load(path: Path) -> dict:
-    """Arrays as tensors, scalars as Python numbers."""
-    with np.load(path) as data:
-        return {k: v.item() if v.ndim == 0 else torch.from_numpy(v) for k, v in data.items()}
-
-
-def index(values: torch.Tensor) -> list[int]:
-    return values.long().tolist()
 
 
 @pytest.mark.parametrize("method", ["divprune", "divprune_angelslim", "fastervlm", "visionzip", "tome"])

@@ -1,28 +1,13 @@
 """FlowCut's authors and ours, layer by layer. See ``test_recorded.py`` for the recordings."""
 
-import os
 from dataclasses import replace
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from recorded import CLOSE, FOLDER, load, recordings
 
 from foveate.methods.flowcut import FlowCut
 from foveate.tokens import Extra, View
-
-FOLDER = Path(os.environ.get("FOVEATE_PARITY") or Path(__file__).parent / "data")
-CLOSE = {"rtol": 1e-4, "atol": 1e-4}
-
-
-def recordings(pattern: str):
-    paths = sorted(FOLDER.glob(f"{pattern}.npz"))
-    return pytest.mark.parametrize("path", paths, ids=[p.stem for p in paths])
-
-
-def load(path: Path) -> dict:
-    with np.load(path) as data:
-        return {k: v.item() if v.ndim == 0 else torch.from_numpy(v) for k, v in data.items()}
 
 
 @pytest.mark.parametrize("pattern", ["flowcut_*_score", "flowcut_*_enc*"])

@@ -3,29 +3,13 @@
 ``test_recorded.py`` says what the recordings are and how they are compared.
 """
 
-import os
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
+from recorded import FOLDER, load, recordings
 
 from foveate.methods.mustdrop_merge import MustDropMerge
 from foveate.methods.textmonkey import TextMonkey
 from foveate.tokens import View
-
-FOLDER = Path(os.environ.get("FOVEATE_PARITY") or Path(__file__).parent / "data")
-
-
-def recordings(method: str):
-    paths = sorted(FOLDER.glob(f"{method}_*.npz"))
-    return pytest.mark.parametrize("path", paths, ids=[p.stem for p in paths])
-
-
-def load(path: Path) -> dict:
-    """Arrays as tensors, scalars as Python numbers."""
-    with np.load(path) as data:
-        return {k: v.item() if v.ndim == 0 else torch.from_numpy(v) for k, v in data.items()}
 
 
 @pytest.mark.parametrize("method", ["textmonkey", "mustdrop_a", "mustdrop_b", "mustdrop_c", "mustdrop_d"])
