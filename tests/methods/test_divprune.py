@@ -49,3 +49,16 @@ def test_is_the_plain_algorithm():
         nearest[picked] = -1
         picked.append(int(nearest.argmax()))
     assert DivPrune().order(View(x, 25)).tolist() == picked
+
+
+def test_kept_tokens_are_further_apart_than_random_ones():
+    """The smallest cosine distance between kept tokens, against twenty random subsets of the same size."""
+    draw = torch.Generator().manual_seed(3)
+    x = torch.randn(200, 16, generator=draw)
+    unit = torch.nn.functional.normalize(x, dim=1)
+
+    def nearest(kept: torch.Tensor) -> float:
+        return (1 - unit[kept] @ unit[kept].mT).fill_diagonal_(torch.inf).min().item()
+
+    ours = nearest(DivPrune()(View(x, 20)).anchor)
+    assert all(ours > nearest(torch.randperm(200, generator=draw)[:20]) for _ in range(20))
