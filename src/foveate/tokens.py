@@ -147,7 +147,7 @@ class View:
 
 
 # Extras that are aligned with the tokens, and along which axis.
-TOKEN_AXIS = {"attention": -1, "early": -1, "value_attention": -1, "keys": 0, "values": 0, "pixels": 0}
+TOKEN_AXIS = {"attention": -1, "early": -1, "value_attention": -1, "keys": 0, "values": 0, "pixels": 0, "relevance": 0}
 
 
 def _take_extra(name: str, value: Tensor, index: Tensor) -> Tensor:
