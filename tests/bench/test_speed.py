@@ -7,6 +7,7 @@ import torch
 
 from foveate.bench.runner import Entry, encoded
 from foveate.bench.speed import Shape, _job, _prompt, build, calls, measure_speed
+from foveate.errors import UnsupportedError
 from foveate.plan import Plan
 
 
@@ -72,3 +73,9 @@ def test_nothing_of_a_run_reaches_the_language_model_at_keep_one():
         mine = attached[name]
         same = torch.equal(value, mine) and value.stride() == mine.stride() if torch.is_tensor(value) else value == mine
         assert same, name
+
+
+@pytest.mark.parametrize("method", ["resize", "tome_tower"])
+def test_what_works_in_the_tower_is_refused(method):
+    with pytest.raises(UnsupportedError, match=f"{method} works before or inside the vision tower"):
+        measure_speed(shape=Shape(1, 64, 2, 1, 64), tokens=(576,), methods=("norm", method), repeats=1)

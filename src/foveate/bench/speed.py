@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from ..attach import compress
+from ..errors import UnsupportedError
 from ..method import Method
 from ..plan import Plan, Step
 from ..tokens import Reduction, View
@@ -119,7 +120,16 @@ def measure_speed(
 
     Returns:
         Plain data: ``overhead`` rows (keep=1.0 over stock) and ``prefill`` rows (against the oracle), ``environment``.
+
+    Raises:
+        UnsupportedError: if a method works before or inside the vision tower, which stays out of all times here.
     """
+    for name in methods:
+        if any(step.stage in ("input", "encoder") for step in Plan.of(name, keeps[0]).steps):
+            raise UnsupportedError(
+                f"{name} works before or inside the vision tower, which is not timed here",
+                hint="foveate run or foveate demo, whose first-token times have the tower in them",
+            )
     shape = shape or Shape()
     before = torch.get_num_threads()
     if threads is not None:
