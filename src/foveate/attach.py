@@ -284,6 +284,7 @@ class Run:
                     tuple(p.tower),
                     None if p.members is None else p.members.to("cpu"),
                     None if p.positions is None else p.positions.to("cpu"),
+                    p.marks,
                 )
             )
         if self._rotary is not None and self._rotary.count < self.plan.carried:

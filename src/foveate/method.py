@@ -122,6 +122,21 @@ class Method(ABC):
         """Reduce ``view.n`` content tokens to ``view.k`` slots (the card's ``count`` says how exactly)."""
 
     @property
+    def marked_by(self) -> tuple[str, ...] | None:
+        """Extras of the vision tower that :meth:`mark` looks at, or None: it marks nothing."""
+        return None
+
+    def mark(self, view: View) -> Mapping[str, Tensor]:
+        """(n,) tensors that later steps find in ``view.marks``, and users in the report; they follow the anchors.
+
+        Called once for each picture, after the step (also where it dropped nothing), if :attr:`marked_by` is not None.
+
+        Args:
+            view: the tokens that are left, after the tower, with the extras of :attr:`marked_by`; k is their number.
+        """
+        return {}
+
+    @property
     def name(self) -> str:
         return self.card.name
 

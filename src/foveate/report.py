@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +31,7 @@ class ImageReport:
         members: (m, P) with preserved positions, the tokens of the image whose positions each kept token carries, on the
             CPU; a token that was not merged is P times itself. None without, or if no image was asked for less.
         positions: (axes, m, P) those positions as the language model counts them: one axis, or time, row and column.
+        marks: what the steps said of the tokens that are left, by name: (tokens_out,), on the model's device.
     """
 
     sample: int
@@ -52,6 +53,7 @@ class ImageReport:
     tower: tuple[tuple[int, Tensor], ...] = field(default=(), repr=False, compare=False)
     members: Tensor | None = field(default=None, repr=False, compare=False)
     positions: Tensor | None = field(default=None, repr=False, compare=False)
+    marks: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,7 @@ class Report:
                 }
                 | ({} if i.members is None else {"members": i.members.tolist()})
                 | ({} if i.positions is None else {"positions": i.positions.tolist()})
+                | ({"marks": {name: mark.tolist() for name, mark in i.marks.items()}} if i.marks else {})
                 for i in self.images
             ],
         }

@@ -59,7 +59,8 @@ class View:
         kind: (n,) :class:`Kind`.
         tile, t, row, col: (n,) place of each token; ``row`` and ``col`` count inside the tile.
         size: (n,) how many original tokens were merged into this one.
-        marks: named (n,) tensors left by earlier steps, or by earlier stops of the same step.
+        marks: named (n,) tensors left by earlier steps (``Method.mark``), or by earlier stops of the same step
+            (``TowerMethod.carry``).
         extras: what the method's card listed under ``needs``; "boxes" (g, 4) where the image has several tiles: left,
             top, right, bottom of each in shares of the picture; "relevance" (n,) beside "question" where the user
             gave a judge, see :func:`foveate.compress`.

@@ -1,10 +1,16 @@
 """A judge of one's own for methods that look at the question."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 
 import tiny
 from foveate import MethodError, compress
+from foveate.budget import Budget
+from foveate.method import Card, Method
+from foveate.plan import Step
+from foveate.tokens import Reduction, View
 
 PROMPT = [3, ("image", "a"), 5]
 MARKED = [1, 4, 7]
@@ -61,6 +67,44 @@ def test_it_follows_earlier_steps(called):
         model(**inputs)
     (image,) = run.report.images
     assert [stage[2] for stage in image.stages] == [5, 2]
+
+
+def test_it_is_asked_once_for_each_picture(called):
+    """Two steps look at the question; what is left after the first keeps what was said of it."""
+    model, inputs = called
+    asked = []
+
+    def judge(features, ids):
+        asked.append(len(features))
+        return torch.zeros(len(features)).index_fill(0, torch.tensor(MARKED), 1.0)
+
+    with compress(model, "trim:keep=9 > trim:keep=4", relevance=judge) as run:
+        model(**inputs)
+        model(**inputs)
+    tokens = run.report.images[0].tokens_in
+    assert asked == [tokens, tokens], "once for each of two calls"
+    assert set(MARKED) < set(run.report.images[0].kept.tolist()), "and one token for the rest"
+
+
+def test_what_was_merged_has_the_mean(called):
+    """Of tokens that feed a slot, whatever their weights."""
+
+    @dataclass(frozen=True)
+    class Pairs(Method):
+        card = Card(name="pairs", title="probe", needs=("question",), guidance="question")
+
+        def __call__(self, view: View) -> Reduction:
+            seen.append(view.extras["relevance"].value.tolist())
+            src = torch.arange(2 * view.k)
+            return Reduction(view.n, src, src // 2, torch.full((2 * view.k,), 3.0), src[::2])
+
+    model, inputs = called
+    seen = []
+    steps = [Step(Pairs(), Budget.parse(k), "connector") for k in (4, 2)]
+    with compress(model, steps, relevance=lambda x, _: torch.arange(len(x)).square()):
+        model(**inputs)
+    first, second = seen
+    assert first == [i * i for i in range(len(first))] and second == [0.5, 6.5, 20.5, 42.5]
 
 
 @pytest.mark.parametrize(

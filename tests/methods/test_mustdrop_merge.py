@@ -1,8 +1,10 @@
 import pytest
 import torch
 
+import tiny
+from foveate import compress
 from foveate.methods.mustdrop_merge import MustDropMerge, merged
-from foveate.tokens import View
+from foveate.tokens import Extra, View
 
 
 def grid(x: torch.Tensor, k: int, side: int, **more) -> View:
@@ -52,3 +54,49 @@ def test_where_it_merges():
     assert list(MustDropMerge().stops(23)) == [1] and list(MustDropMerge().stops(1)) == [0]
     with pytest.raises(ValueError, match="window"):
         MustDropMerge(window=1)
+
+
+def attended(*heads: list[float]) -> View:
+    return View(torch.zeros(len(heads[0]), 2), 1, extras={"attention": Extra(torch.tensor(heads))})
+
+
+def test_key_tokens_by_hand():
+    """Means over two heads are 0.2, 0.3, 0.1, 0.3, 0.1: 0.3 of five is two, rounded up; of equals the first."""
+    view = attended([0.4, 0.1, 0.1, 0.4, 0], [0, 0.5, 0.1, 0.2, 0.2])
+    assert MustDropMerge(key=0.3).mark(view)["key"].tolist() == [False, True, False, True, False]
+    assert MustDropMerge(key=0.2).mark(view)["key"].tolist() == [False, True, False, False, False]
+    assert MustDropMerge(key=1.0).mark(view)["key"].all()
+
+
+@pytest.mark.parametrize(("share", "n", "number"), [(0.08, 576, 47), (0.08, 1, 1), (0.08, 25, 2), (0.07, 100, 7)])
+def test_how_many_key_tokens(share, n, number):
+    assert int(MustDropMerge(key=share).mark(attended([1.0] * n))["key"].sum()) == number
+
+
+def test_without_key_tokens_no_attention_is_read():
+    assert MustDropMerge().marked_by == ("attention",) and MustDropMerge(key=0).marked_by is None
+    for wrong in (-0.1, 1.1):
+        with pytest.raises(ValueError, match="key"):
+            MustDropMerge(key=wrong)
+
+
+def test_merge_similar_neighbours_and_protect_key_tokens():
+    """The `works` sentence as far as the tower: of 2 x 2 windows the five most alike inside are merged, key tokens marked."""
+    model = tiny.build("llava")
+    batch = tiny.inputs("llava", model, [[3, ("image", "a"), 5]])
+    entered = []
+    hook = model.model.vision_tower.encoder.layers[1].register_forward_pre_hook(lambda m, args: entered.append(args[0]))
+    with torch.no_grad():
+        model(**batch)
+        hook.remove()
+        with compress(model, "mustdrop_merge:keep=21,window=2,key=0.25") as run:
+            model(**batch)
+    x = torch.nn.functional.normalize(entered[0][0, 1:], dim=1)  # (36, d) after the first block, without CLS
+    windows = [[6 * r + c, 6 * r + c + 1, 6 * r + c + 6, 6 * r + c + 7] for r in range(0, 6, 2) for c in range(0, 6, 2)]
+    alike = [((x[one] @ x[one].T).sum() - 4).item() / 12 for one in windows]
+    best = sorted(range(9), key=lambda i: -alike[i])[:5]
+    (image,) = run.report.images
+    into = [image.reduction.src[image.reduction.dst == slot].tolist() for slot in range(21)]
+    assert sorted(one for one in into if len(one) > 1) == sorted(windows[i] for i in best)
+    assert all(image.kept[slot] in one for slot, one in enumerate(into))
+    assert int(image.marks["key"].sum()) == 6, "a quarter of 21, rounded up"

@@ -1,33 +1,39 @@
 """MustDrop (arXiv:2411.10803), its first stage: windows of tokens that resemble one another become one, early in the tower.
 
 After the tower's first block, every window of 3 x 3 tokens is rated by the mean cosine of its pairs, and the most uniform
-windows are replaced by their means.
+windows are replaced by their means. After the tower, of what is left, the share that the CLS token attends to most are marked
+as key tokens: later stages of the method may not drop them.
 
-What is odd: a window is merged whole or not at all, so that counts come in steps of eight. To meet a budget exactly the last
-window is merged in part; and where all windows are merged and more must go, windows of windows follow.
+What is odd: key tokens are protected from what comes later, not from this merging: they are found after it, and a merged
+token can be one. And a window is merged whole or not at all, so that counts come in steps of eight. To meet a budget exactly
+the last window is merged in part; and where all windows are merged and more must go, windows of windows follow.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 
 import torch
 from torch import Tensor
 
 from ..method import Card, TowerMethod
 from ..parts.grid import windows
-from ..parts.select import ranked
+from ..parts.select import ranked, top
 from ..parts.similarity import unit
 from ..tokens import Reduction, View
 
 
 @dataclass(frozen=True)
 class MustDropMerge(TowerMethod):
-    """Merge uniform windows after the tower's first block, the most uniform first, down to the budget.
+    """Merge uniform windows after the tower's first block, the most uniform first, down to the budget; mark key tokens.
+
+    Key tokens are True in ``view.marks["key"]`` of later steps, and in ``marks["key"]`` of the image's report.
 
     Attributes:
         window: tokens per side of a window, 2 or more.
+        key: share of the tokens left, rounded up, that are marked as key tokens, from 0 (no marks) to 1.
     """
 
     card = Card(
@@ -39,8 +45,11 @@ class MustDropMerge(TowerMethod):
         features="before",
         mechanism="similarity",
         differences=(
-            "The first of three stages. Key tokens, the filter inside the language model and the cut of the cache are not "
-            "part of it.",
+            "The first of three stages. The filter inside the language model and the cut of the cache, which spare key "
+            "tokens, are not part of it.",
+            "Key tokens are those of the whole picture, also where it comes in tiles, by attention at the layer whose "
+            "features the model uses; the authors take the tower's last layer. Towers without a CLS token: by the attention "
+            "that a token receives.",
             "The budget decides how many windows are merged; in the paper all whose mean cosine is at least 0.8, the fewest of "
             "a batch. With a budget of as many tokens as that leaves, the result is the same.",
             "The last window is merged in part, its most typical tokens first, so that the budget is met exactly.",
@@ -51,13 +60,26 @@ class MustDropMerge(TowerMethod):
     )
 
     window: int = 3
+    key: float = 0.08
 
     def __post_init__(self) -> None:
+        if not 0 <= self.key <= 1:
+            raise ValueError(f"key={self.key} is not a share in [0, 1]")
         if self.window < 2:
             raise ValueError(f"window={self.window} is not a number of tokens per side, 2 or more")
 
     def stops(self, depth: int) -> Sequence[int]:
         return (min(1, depth - 1),)
+
+    @property
+    def marked_by(self) -> tuple[str, ...] | None:
+        return ("attention",) if self.key else None
+
+    def mark(self, view: View) -> Mapping[str, Tensor]:
+        """Key tokens (n,): True for the ceil(key n) tokens with the highest attention, mean over heads; ties as in `top`."""
+        attention = view.need("attention").float().mean(0)  # (h, n) -> (n,)
+        chosen = top(attention, ceil(self.key * view.n - 1e-9))  # less than rounding can add: 7 % of 100 are 7
+        return {"key": torch.zeros_like(attention, dtype=torch.bool).index_fill_(0, chosen, True)}
 
     def __call__(self, view: View) -> Reduction:
         done, side = Reduction.identity(view.n, view.x.device), self.window

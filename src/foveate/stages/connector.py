@@ -39,6 +39,8 @@ class Picture:
         planes: deep-stack features, (n, d) each.
         size: (n,) original tokens in each token.
         reduction: from the n placeholders to what is left; None while nothing was asked of the image.
+        marks: what steps left for later ones, aligned with the content tokens.
+        relevance: (content tokens,) what the user's judge said of them, or None while nobody asked it.
         asked: content tokens asked for by each step.
         counts: content tokens after each step, the full number first.
         capped: whether a step asked for more tokens than there were.
@@ -60,6 +62,8 @@ class Picture:
     planes: list[Tensor]
     size: Tensor | None = None
     reduction: Reduction | None = None
+    marks: dict[str, Tensor] = field(default_factory=dict)
+    relevance: Tensor | None = None
     asked: list[int] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
     capped: bool = False
@@ -201,40 +205,58 @@ def reduce(family: Family, plan: Plan, pictures: list[Picture], question: Questi
     for step in plan.steps:
         budget = step.keep
         assert budget is not None
+        # What nobody will ask for is let go.
+        last = step is plan.steps[-1] and (budget.is_all or step.method.marked_by is None)
         if step.stage == "encoder" and not budget.is_all:
             for picture in pictures:
-                _take_inside(step, picture, done, step is plan.steps[-1])
+                _take_inside(step, picture, done, last)
             done += 1
-            continue
-        have = [p.counts[-1] for p in pictures]
-        for picture, k in zip(pictures, budget.counts(have), strict=True):
-            there = sum(have) if budget.unit == "total" else picture.counts[-1]
-            picture.capped |= budget.unit != "share" and budget.amount > there
-            picture.asked.append(k)
-            if k < picture.counts[-1]:
-                _step(family, step, picture, k, question, step is plan.steps[-1])
-            picture.counts.append(len(_content(picture.layout)))
+        else:
+            have = [p.counts[-1] for p in pictures]
+            for picture, k in zip(pictures, budget.counts(have), strict=True):
+                there = sum(have) if budget.unit == "total" else picture.counts[-1]
+                picture.capped |= budget.unit != "share" and budget.amount > there
+                picture.asked.append(k)
+                if k < picture.counts[-1]:
+                    _step(family, step, picture, k, question, last)
+                picture.counts.append(len(_content(picture.layout)))
+        if not budget.is_all and step.method.marked_by is not None:
+            for picture in pictures:
+                _mark(family, step, picture)
 
 
-def _step(family: Family, step: Step, picture: Picture, k: int, question: Question | None, last: bool) -> None:
-    """One method on one picture: features, planes, extras and layout follow what it answers."""
-    layout, device, card = picture.layout, picture.x.device, step.method.card
+def _features(step: Step, picture: Picture) -> Tensor:
+    """(content tokens, d) of the kind that a step's card asks for."""
+    if step.method.card.features == "before" and picture.before is not None:
+        return picture.before
+    content = _content(picture.layout)
+    return picture.x if len(content) == picture.layout.n else picture.x[content.to(picture.x.device)]
+
+
+def _view(
+    family: Family, step: Step, picture: Picture, seen: Tensor, k: int, needs: Sequence[str], question: Question | None
+) -> View:
+    """The content tokens of a picture as a method sees them. seen: their features; needs: extras that it looks at."""
+    layout, device = picture.layout, picture.x.device
     content = _content(layout)
     whole, on = len(content) == layout.n, content.to(device)
 
     def only(x: Tensor, dim: int = 0) -> Tensor:
         return x if whole else x.index_select(dim, on)
 
-    direct = card.features == "before" and picture.before is not None
-    seen = picture.before if direct and picture.before is not None else only(picture.x)
     extras = {}
-    for name in card.needs:
+    for name in needs:
         carried = early_name(share_of(step)) if name == EARLY else name
         if (e := picture.extras.get(carried)) is not None:
             extras[name] = replace(e, value=only(e.value, TOKEN_AXIS[name]))
-    if question is not None and "question" in card.needs:
+    if question is not None and "question" in needs:
         extras["question"] = Extra(question.embeddings, -1, "input embeddings of the language model")
-    if "vocabulary" in card.needs:
+        if question.relevance is not None:
+            if picture.relevance is None:
+                judged = picture.before if picture.before is not None else only(picture.x)
+                picture.relevance = judged_by(question, judged.detach())
+            extras["relevance"] = Extra(picture.relevance, -1, "relevance= of compress")
+    if "vocabulary" in needs:
         model: Any = family.model
         extras["vocabulary"] = Extra(model.get_input_embeddings().weight.detach())
     if len(layout.boxes) > 1:
@@ -242,13 +264,35 @@ def _step(family: Family, step: Step, picture: Picture, k: int, question: Questi
     place: dict[str, Any] = {name: getattr(layout, name)[content].to(device) for name in ("tile", "row", "col", "kind")}
     if picture.size is not None:
         place["size"] = only(picture.size)
+    return View(seen.detach(), k, marks=dict(picture.marks), ordinal=picture.ordinal, extras=extras, **place)
+
+
+def _mark(family: Family, step: Step, picture: Picture) -> None:
+    """Let a step leave marks on the tokens that it left."""
+    n = picture.counts[-1]
+    where = f"marks of method {step.method}, stage {step.stage}, family {family.name}, {n} tokens"
+    try:
+        with torch.no_grad():
+            view = _view(family, step, picture, _features(step, picture), n, step.method.marked_by or (), None)
+            marks = dict(step.method.mark(view))
+        for name, mark in marks.items():
+            shape = tuple(mark.shape) if isinstance(mark, Tensor) else type(mark).__name__
+            if shape != (n,):
+                raise MethodError(f"{name!r} is {shape}", hint=f"a tensor of shape ({n},): a value for each token left")
+    except MethodError as error:
+        hint = error.hint or "see the docstring of foveate.method.Method.mark"
+        raise MethodError(error.what, where=error.where or where, hint=hint) from error
+    picture.marks |= marks
+
+
+def _step(family: Family, step: Step, picture: Picture, k: int, question: Question | None, last: bool) -> None:
+    """One method on one picture: features, planes, extras and layout follow what it answers."""
+    card, seen = step.method.card, _features(step, picture)
+    direct = card.features == "before" and picture.before is not None
     where = f"method {step.method}, stage {step.stage}, family {family.name}, {len(seen)} tokens to {k}"
     try:
         with torch.no_grad():
-            if "question" in extras and question is not None and question.relevance is not None:
-                judged = picture.before if picture.before is not None else only(picture.x)
-                extras["relevance"] = Extra(judged_by(question, judged.detach()), -1, "relevance= of compress")
-            answer = step.method(View(seen.detach(), k, ordinal=picture.ordinal, extras=extras, **place))
+            answer = step.method(_view(family, step, picture, seen, k, card.needs, question))
         if not isinstance(answer, Reduction) or answer.n != len(seen):
             raise MethodError(f"it answered {answer!r}, not a reduction of the view")
         answer = answer.check().sorted()
@@ -306,9 +350,14 @@ def _follow(
     picture.planes = [lifted.apply(plane) for plane in picture.planes]
     picture.reduction = lifted if picture.reduction is None else picture.reduction.then(lifted)
     picture.layout = _follow_layout(layout, lifted.anchor.to("cpu"))
+    picture.marks = {name: mark[answer.anchor] for name, mark in picture.marks.items()}
     if last:  # nobody will ask for these
-        picture.before, picture.extras, picture.size = None, {}, None
+        picture.before, picture.extras, picture.size, picture.relevance = None, {}, None, None
         return
+    if picture.relevance is not None:
+        each = _unweighted(answer)
+        total = each.apply(torch.stack([picture.relevance, torch.ones_like(picture.relevance)], 1))
+        picture.relevance = total[:, 0] / total[:, 1].clamp(min=1)
     if picture.before is not None:
         picture.before = picture.before[answer.anchor] if inside else answer.apply(picture.before)
     picture.extras = {name: _follow_extra(name, e, lifted) for name, e in picture.extras.items()}

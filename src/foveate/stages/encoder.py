@@ -54,8 +54,9 @@ class Wanted:
         steps = _busy(plan)
         late = [step for step in steps if step.stage != "encoder"]  # those inside look for themselves
         cards = [step.method.card for step in late]
+        marks = [need for step in steps for need in step.method.marked_by or ()]
         return cls(
-            frozenset(need for card in cards for need in card.needs) & READ,
+            frozenset([*(need for card in cards for need in card.needs), *marks]) & READ,
             frozenset(share_of(step) for step in late if EARLY in step.method.card.needs),
             (before and bool(late)) or any(card.features == "before" for card in cards),
             " > ".join(str(step) for step in steps if step.stage in ("input", "encoder")),
