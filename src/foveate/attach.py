@@ -59,8 +59,9 @@ def compress(
         processor: only read for its special tokens and its chat template, by methods that look at the question.
         split: how a "/total" budget is shared over the images of a prompt: "proportional" or "equal".
         relevance: for methods that look at the question, a judge of your own, such as the text encoder that was trained with
-            the vision tower. Called for each image with its features before the connector, (n, d) (after it, where that joins
-            tokens of the tower), and the token ids of the question, (q,); gives (n,), higher where a token fits better.
+            the vision tower. Called once for each image, when the first step needs the question, with the image's features
+            before the connector, (n, d) (after it, where that joins tokens of the tower), and the token ids of the
+            question, (q,); gives (n,), higher where a token fits better. Anything else is a MethodError.
 
     Returns:
         The run, already attached.

@@ -60,6 +60,27 @@ def test_several_pictures_a_view_and_people_can_read_it(folder, pictures, tmp_pa
         assert image.width > 2 * 384
 
 
+def test_classes_of_tokens_are_told_and_drawn(folder, pictures, tmp_path):
+    """By the words of the plan's own step, or, without one, by the commonest word of each picture."""
+    view = tmp_path / "out" / "classes.png"
+    common = ("--repeats", 0, "--json", "--save-classes", view)
+    found = json.loads(run(folder, pictures, "--method", "norm", "--keep", 64, *common).stdout)
+    assert [one["picture"] for one in found["classes"]] == [0, 1] and found["classes_view"] == str(view)
+    for one in found["classes"]:
+        assert len(one["labels"]) == 576 and set(one["labels"]) <= {"alive", "dead"}
+        assert one["shares"]["dead"] == pytest.approx(one["labels"].count("dead") / 576) and one["shares"]["dead"] > 0
+        assert one["shares"]["sink"] == 0
+    with Image.open(view) as image:
+        assert image.width > 2 * 384
+
+    every = ", ".join(map(str, range(1000)))  # all words mark sinks
+    plan = f"embedlens:keep=64,sink=({every})"
+    done = run(folder, pictures[:1], "--plan", plan, "--repeats", 0, "--save-classes", view)
+    assert "picture 0 0 % alive, 0 % dead, 100 % sink" in " ".join(done.stdout.split())
+    with Image.open(view) as image:
+        assert max(image.size) == 384, "one picture, as large as it has to be"
+
+
 def test_nothing_dropped_gives_the_same_answer(folder, pictures):
     done = run(folder, pictures[:1], "--method", "norm", "--keep", "1.0", "--repeats", 0, "--json")
     found = json.loads(done.stdout)

@@ -27,6 +27,13 @@ def run(
         str | None, typer.Option(help="original (default), contiguous, preserved or preserved:4.")
     ] = None,
     save_view: Annotated[Path | None, typer.Option(help="Write the pictures with kept tokens lit.")] = None,
+    save_classes: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write the pictures with alive tokens lit, dead ones dimmed and sinks tinted (EmbedLens), by the words "
+            "of the plan's embedlens step if it has one."
+        ),
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
     repeats: Annotated[int, typer.Option(min=0, help="Timed rounds; 0 leaves times out.")] = 3,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
@@ -51,6 +58,10 @@ def run(
     if save_view is not None:
         _save(views, save_view)
         result["view"] = str(save_view)
+    if save_classes is not None:
+        result["classes"], drawn = classes(found, processor, chosen, pictures, ask)
+        _save(drawn, save_classes)
+        result["classes_view"] = str(save_classes)
     if as_json:
         typer.echo(json.dumps(result, indent=2))
         return
@@ -116,6 +127,25 @@ def compare(
     shown = lens.seen(pictures, batch, processor)
     views = [lens.picture(shown[i.ordinal], i, plan=plan, size=384) for i in report.images]
     return result, views
+
+
+def classes(
+    model: Any, processor: Any, plan: Any, pictures: list[Image], question: str
+) -> tuple[list[dict[str, Any]], list[Image]]:
+    """Class of every token of each picture (alive, dead or sink) with the classes' shares, and the pictures with these."""
+    from .. import lens
+    from ..bench.runner import prepared
+
+    batch = question_inputs(processor, pictures, question)
+    words = next((step.method for step in plan.steps if step.method.name == "embedlens"), None)
+    options = {} if words is None else {name: getattr(words, name) for name in ("sink", "dead", "nearest")}
+    found = lens.label(model, prepared(model, batch), **options)
+    shown = lens.seen(pictures, batch, processor)
+    told = [
+        {"picture": one.report.ordinal, "shares": one.shares(), "labels": [lens.NAMES[i] for i in one.labels.tolist()]}
+        for one in found
+    ]
+    return told, [lens.drawn(shown[one.report.ordinal], one, size=384) for one in found]
 
 
 def question_inputs(processor: Any, pictures: list[Image], question: str) -> Any:
@@ -186,6 +216,9 @@ def _show(result: dict[str, Any]) -> None:
         table.add_row("first token", f"{share}, choosing {time['choosing']:.3f}; median of {time['rounds']}")
     if "view" in result:
         table.add_row("view", result["view"])
+    for one in result.get("classes", ()):
+        shares = ", ".join(f"{100 * share:.0f} % {name}" for name, share in one["shares"].items())
+        table.add_row(f"picture {one['picture']}", f"{shares}, in {result['classes_view']}")
     for note in report["notes"]:
         table.add_row("note", note)
     out.print(table)

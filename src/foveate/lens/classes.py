@@ -18,7 +18,7 @@ from ..report import ImageReport
 from ..tokens import Reduction, View
 from .picture import DROPPED, FED, KEPT, picture
 
-NAMES = ("alive", "dead", "sink")
+NAMES = ("alive", "dead", "sink")  # of the labels 0, 1, 2
 DRAWN = (KEPT, DROPPED, FED)  # alive as it is, dead dimmed, sinks tinted
 
 
