@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from foveate.errors import MethodError
-from foveate.parts.similarity import cosines, unit
+from foveate.parts.similarity import cosines, gram, unit
 
 
 def test_cosines_with_rows_of_zeros():
@@ -25,3 +25,9 @@ def test_rows_without_direction(bad):
     x[2, 1] = bad
     with pytest.raises(MethodError, match="1 of 4 rows hold NaN or infinity"):
         cosines(x)
+
+
+@pytest.mark.parametrize("n", [1, 2, 383, 384, 500, 960])
+def test_half_a_product_is_the_product(n):
+    x = torch.randn(n, 24, generator=torch.Generator().manual_seed(n))
+    torch.testing.assert_close(gram(x), x @ x.mT, rtol=1e-5, atol=1e-5)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import greedy
 from .select import top
-from .similarity import unit
+from .similarity import gram, unit
 
 STRIP = 64  # rows of an n x n matrix that are worked on at a time
 
@@ -29,7 +29,7 @@ def density_peaks(x: Tensor, clusters: int, neighbours: int = 5) -> tuple[Tensor
     """
     wide, n = x.float(), len(x)
     square = wide.square().sum(1)
-    far = wide @ wide.mT  # squared distances, in strips that stay in the processor's cache
+    far = gram(wide)  # squared distances, in strips that stay in the processor's cache
     spread = wide.new_empty(n)
     for start in range(0, n, STRIP):
         some = far[start : start + STRIP]
@@ -65,7 +65,7 @@ def farthest_points(x: Tensor, first: Tensor, clusters: int) -> tuple[Tensor, Te
         (n,) cluster of each token, and (c,) the picks in their order.
     """
     square = x.square().sum(1)
-    near = (x @ x.mT).mul_(2).sub_(square[:, None]).sub_(square).clamp_(max=0).fill_diagonal_(0)  # - squared distance
+    near = gram(x).mul_(2).sub_(square[:, None]).sub_(square).clamp_(max=0).fill_diagonal_(0)  # - squared distance
     centre = greedy.apart(near, first, clusters, total=False)
     home = near.index_select(1, centre).argmax(1)
     home[centre] = torch.arange(clusters, device=x.device)  # copies of one another included

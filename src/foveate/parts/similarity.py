@@ -7,6 +7,8 @@ from torch import Tensor
 
 from ..errors import MethodError
 
+BLOCK = 192  # rows of a matrix product of rows with themselves that are multiplied at a time
+
 
 def unit(x: Tensor) -> tuple[Tensor, Tensor | None]:
     """Rows (n, d) at length one, in float32 at least; rows of zeros stay zero.
@@ -29,13 +31,31 @@ def unit(x: Tensor) -> tuple[Tensor, Tensor | None]:
     return wide / length.masked_fill(zero, 1)[:, None], zero if none else None
 
 
+def gram(x: Tensor) -> Tensor:
+    """(n, n) dot product of every pair of rows (n, d), in new memory.
+
+    On a CPU blocks of rows are multiplied with the rows from there on, and what is left of them is mirrored: little more
+    than half of the product. A block is wide enough for the library to round as in the whole product. A GPU is quicker with
+    the whole product than with many parts.
+    """
+    n = len(x)
+    if not x.is_cpu or x.requires_grad or n < 2 * BLOCK:
+        return x @ x.mT
+    product = x.new_empty(n, n)
+    for start in range(0, n - BLOCK + 1, BLOCK):
+        stop = start + BLOCK if n - start >= 2 * BLOCK else n  # the last block takes what would be a narrow one
+        torch.mm(x[start:stop], x[start:].mT, out=product[start:stop, start:])
+        product[stop:, start:stop] = product[start:stop, stop:].mT
+    return product
+
+
 def cosines(x: Tensor) -> Tensor:
-    """(n, n) cosine of every pair of rows (n, d), one matrix product.
+    """(n, n) cosine of every pair of rows (n, d), one matrix product at most, see :func:`gram`.
 
     A row of zeros has cosine 0 with every other row, and 1 with other rows of zeros: they are copies of one another.
     """
     rows, zero = unit(x)
-    product = rows @ rows.mT
+    product = gram(rows)
     return product if zero is None else product + torch.outer(zero, zero)
 
 
