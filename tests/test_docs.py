@@ -30,7 +30,7 @@ def test_docstrings_become_markdown():
     ("name", "says"),
     [
         ("random", "no matrix product; no n x n"),
-        ("divprune", "1.00 of one n x n x d product; an n x n matrix is formed"),
+        ("divprune", "0.67 of one n x n x d product; an n x n matrix is formed"),
     ],
 )
 def test_costs_are_counted(name, says):
