@@ -13,22 +13,22 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .errors import UnsupportedError
 from .families import Family, adapt
 from .plan import Plan
 from .report import ImageReport, Report, Stopwatch
 from .stages import cache as caches
-from .stages import connector, encoder, prompt
-from .stages.connector import Picture
-from .stages.follow import IGNORED
+from .stages import connector, encoder, layers, prompt
+from .stages.picture import Picture
 from .stages.positions import Rotary
-from .stages.question import Question, Relevance, Turns, question_ids
+from .stages.question import Question, Relevance, Turns, question_ids, special_ids, text_columns
+from .stages.strip import Strip
 from .tokens import Kind
 
 PIXELS = ("pixel_values", "pixel_values_videos", "pixel_values_images", "image_patches")
-READY = ("input", "encoder", "connector")  # stages that exist
+READY = ("input", "encoder", "connector", "layers")  # stages that exist
 VIDEO = "video is not compressed yet: it passed untouched"
 
 
@@ -97,7 +97,7 @@ class Run:
                     hint=f"stages: {', '.join(READY)}",
                 )
         self.family: Family = adapt(self.model)
-        self._special = _special_ids(self.model, processor)
+        self._special = special_ids(self.model, processor)
         self._needs_question = any("question" in s.method.card.needs for s in plan.steps)
         self._relevance = relevance if self._needs_question else None
         self._turns = Turns.of(processor) if self._needs_question and processor is not None else None
@@ -109,6 +109,10 @@ class Run:
             if plan.carried:
                 self._rotary = Rotary(self.family, plan.carried, self._undo)
             encoder.watch(self.family, plan, self._undo, Stopwatch, self._relevance is not None)
+            self._between = layers.steps_of(plan)
+            if self._between:
+                layers.check(self.family, self._between)
+                layers.hook(self.family, self._between, self._here, self._undo)
             for module in modules:
                 self._undo.append(module.register_forward_pre_hook(self._before, with_kwargs=True).remove)
                 after = module.register_forward_hook(self._after, with_kwargs=True, always_call=True)
@@ -157,7 +161,12 @@ class Run:
         images = (kwargs.get("mm_encoder_outputs") or {}).get("image")
         if (memory is not None and memory.prepared) or hasattr(images, prompt.ENDING):
             return None  # a wrapper around the model was called, and its hook has done the work
+        self._here.call, self._here.close = None, []
         new = self._prompt(kwargs, past, memory)
+        if self._between and self._here.call is None and memory is not None and layers.shortened(past):
+            memory.prepared = True
+            fresh = (new["input_ids"] if new.get("input_ids") is not None else new["inputs_embeds"]).shape[1]
+            self._here.call = layers.Later(self.family, caches.stored_columns(past), fresh)
         if self._rotary is not None:
             ending = _ending(new)
             self._rotary.during(None if ending is None else ending.carried)
@@ -169,13 +178,21 @@ class Run:
         memory = caches.memory_of(kwargs.get("past_key_values"))
         if memory is not None:
             memory.prepared = False
-        ending = _ending(kwargs)
-        if ending is None or output is None:
+        ending, call, close = _ending(kwargs), getattr(self._here, "call", None), getattr(self._here, "close", ())
+        self._here.call, self._here.close = None, ()
+        if output is None:
             return
         cache = _cache_in(output) or kwargs.get("past_key_values")
-        if cache is not None:
-            caches.remember(cache, ending.removed, ending.alive, ending.back, ending.needs_run)
+        if ending is not None:
+            if cache is not None:
+                caches.remember(cache, ending.removed, ending.alive, ending.back, ending.needs_run)
             setattr(kwargs["mm_encoder_outputs"]["image"], prompt.ENDING, None)  # once
+        if isinstance(call, layers.Prefill) and cache is not None:
+            if ending is None:
+                caches.remember(cache, 0, call.alive, None, False)
+            call.remember(cache)
+        for each in close:
+            each()
 
     def _prompt(self, kwargs: dict[str, Any], past: Any, memory: caches.Memory | None) -> dict[str, Any]:
         """The call's arguments with its images compressed; the same object if nothing has to change."""
@@ -212,14 +229,24 @@ class Run:
         before = after = kwargs["input_ids"].shape[1]
         if all(p.reduction is None for p in pictures):
             new = prompt.continued(self.family, self.plan, kwargs, past, memory)
+            base = prompt.Base.of(kwargs) if self._between else None
         else:
             count = 0 if self._rotary is None else self._rotary.count
             new = prompt.shortened(self.family, self.plan, kwargs, output, prompts, repeat, past, memory, count)
-            after = new["input_ids"].shape[1]
-        stop = watch.stop()
-        in_tower = carried.seconds
-        seconds = (lambda: stop() + sum(each() for each in in_tower)) if in_tower else stop
-        self._done(self._summary(pictures, before, after, notes, seconds))
+            after, base = new["input_ids"].shape[1], _ending(new).base  # type: ignore[union-attr]
+        stop, clocks, strips = watch.stop(), list(carried.seconds), list[Strip]()
+
+        def seconds() -> float:
+            return stop() + sum(each() for each in clocks)
+
+        if self._between and pictures:
+            assert base is not None
+            new, call = layers.prefill(self.family, self.plan, kwargs, new, prompts, repeat, base, past, Stopwatch)
+            self._here.call, clocks, strips = call, [*clocks, call.took], call.strips
+            # What happens between the layers is known when they have run.
+            self._here.close.append(lambda: self._done(self._summary(pictures, before, after, notes, seconds, strips)))
+        else:
+            self._done(self._summary(pictures, before, after, notes, seconds, strips))
         return given if new is kwargs and not pixels else new
 
     def _encoded(self, kwargs: dict[str, Any], pixels: list[str]) -> dict[str, Any]:
@@ -240,7 +267,7 @@ class Run:
         """The pictures of each prompt, reduced, and how many batch rows each prompt has."""
         family, ids = self.family, kwargs["input_ids"]
         prompts, repeat = connector.find_pictures(family, ids, kwargs, output, carried)
-        text = _questions(kwargs) if self._needs_question else None
+        text = text_columns(kwargs) if self._needs_question else None
         for sample, pictures in enumerate(prompts):
             question = None
             if pictures and text is not None:
@@ -258,19 +285,29 @@ class Run:
         self._here.report = self._last = report
 
     def _summary(
-        self, pictures: list[Picture], before: int, after: int, notes: tuple[str, ...], seconds: Callable[[], float]
+        self,
+        pictures: list[Picture],
+        before: int,
+        after: int,
+        notes: tuple[str, ...],
+        seconds: Callable[[], float],
+        strips: list[Strip],
     ) -> Report:
         names = [str(step) for step in self.plan.steps]
-        images = []
+        images, depth = [], self.family.decoder_layers()
+        inside = {id(strip.picture): strip for strip in strips if strip.counts}
         for p in pictures:
+            strip = inside.get(id(p))
+            asked = [*p.asked, *([] if strip is None else [k for k, _ in strip.steps])]
+            counts = [*p.counts, *([] if strip is None else [n for _, n in strip.steps])]
             anchors = torch.arange(p.full.n) if p.reduction is None else p.reduction.anchor.to("cpu")
             images.append(
                 ImageReport(
                     p.sample,
                     p.ordinal,
-                    p.counts[0],
-                    p.counts[-1],
-                    tuple(zip(names, p.asked, p.counts[1:], strict=True)),
+                    counts[0],
+                    counts[-1],
+                    tuple(zip(names, asked, counts[1:], strict=False)),
                     p.full.n - p.counts[0],
                     int((p.layout.kind != Kind.CONTENT).sum()),
                     anchors,
@@ -280,12 +317,14 @@ class Run:
                     p.full.row,
                     p.full.col,
                     p.full.kind,
-                    p.capped,
+                    p.capped or (strip is not None and strip.capped),
                     p.reduction,
                     tuple(p.tower),
                     None if p.members is None else p.members.to("cpu"),
                     None if p.positions is None else p.positions.to("cpu"),
                     p.marks,
+                    () if strip is None else tuple((layer, tokens.to("cpu")) for layer, tokens in strip.trace),
+                    float(counts[-1]) if strip is None else strip.average(depth),
                 )
             )
         if self._rotary is not None and self._rotary.count < self.plan.carried:
@@ -326,37 +365,6 @@ def _unwrapped(model: Any) -> tuple[Any, list[nn.Module]]:
 def _run_on(model: nn.Module) -> Run | None:
     hooks: Iterator[Any] = (getattr(hook, "__self__", None) for hook in model._forward_pre_hooks.values())
     return next((owner for owner in hooks if isinstance(owner, Run)), None)
-
-
-def _special_ids(model: nn.Module, processor: Any) -> Tensor:
-    """Ids that are no words: those of the processor's tokenizer, and those that the model's configuration names."""
-    tokenizer = getattr(processor, "tokenizer", processor)
-    ids = set(getattr(tokenizer, "all_special_ids", None) or ())
-    ids |= {i for i, token in getattr(tokenizer, "added_tokens_decoder", {}).items() if token.special}
-    config: Any = model.config
-    for source in (getattr(model, "generation_config", None), config, config.get_text_config()):
-        for name, value in vars(source).items() if source is not None else ():
-            if name.endswith(("_token_id", "_token_ids", "_token_index")):
-                ids |= {i for i in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(i, int)}
-    return torch.tensor(sorted(ids), dtype=torch.long)
-
-
-def _questions(kwargs: dict[str, Any]) -> Tensor:
-    """(b, L) columns that may belong to a question: not padding, and not an answer that is there to be scored.
-
-    Labels mark an answer; so does ``logits_to_keep``, which assisted decoding sets to one more than its draft has.
-    """
-    ids, mask, labels = kwargs["input_ids"], kwargs.get("attention_mask"), kwargs.get("labels")
-    text = torch.ones_like(ids, dtype=torch.bool)
-    if isinstance(mask, Tensor) and mask.ndim == 2:
-        text = mask[:, mask.shape[1] - ids.shape[1] :].bool()
-    if isinstance(labels, Tensor):
-        text = text & (labels == IGNORED).to(ids.device)
-    kept = kwargs.get("logits_to_keep")
-    if isinstance(kept, int) and 1 < kept <= ids.shape[1]:
-        text = text.clone()
-        text[:, ids.shape[1] - kept + 1 :] = False
-    return text
 
 
 def _named(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -23,15 +23,25 @@ from torch import Tensor
 
 from .budget import Budget
 from .errors import MethodError, PlanError
-from .tokens import Reduction, View
+from .tokens import Reduction, Route, View
 
 STAGES = ("input", "encoder", "connector", "layers", "cache")
 RESERVED = ("keep", "at", "split")  # what plan text says about any step; no option may bear these names
-NEEDS = ("attention", "early", "keys", "question", "values", "value_attention", "pixels", "vocabulary")
+NEEDS: tuple[str, ...] = ("attention", "early", "keys", "question", "values", "value_attention", "pixels", "vocabulary")
+BETWEEN = (
+    "last_row",
+    "ahead_row",
+    "text_rows",
+    "text",
+    "layer_keys",
+    "text_keys",
+)  # between the language model's layers
+NEEDS += BETWEEN
 CHOICES = {
     "features": ("before", "after"),
     "guidance": ("none", "question"),
     "count": ("fixed", "grid", "content"),
+    "budget": ("left", "mean"),
     "touches": ("visual", "all"),
     "positions": ("original", "contiguous"),
     "training": ("none", "learned"),
@@ -74,8 +84,13 @@ class Card:
             `early` (a field of the method) of the tower's depth, "keys" (n, d), "question" (q, d), "values" (n, d),
             "value_attention" (h, n), which is attention between value vectors, "pixels" (n, c) of each token's patches,
             "vocabulary" (v, d), the language model's input embeddings.
+            Between its layers: "last_row" (h, n) and "text_rows" (h, q, n), the attention of the last prompt token and of
+            the text after the image in the layer before; "ahead_row" (h, n), that of the last prompt token as the next
+            layer will compute it; "text" (q, d), states of that text; "layer_keys" (n, c) and "text_keys" (q, c), keys of
+            all key heads of the layer before, side by side.
         guidance: "none", or "question" if the text decides.
         count: "fixed" (exactly the budget), "grid" (nearest grid within it) or "content" (the input decides).
+        budget: what keep counts: tokens "left" after its last stop, or their "mean" over the language model's layers.
         touches: "visual" tokens only, or "all".
         positions: what the paper used.
         training: "none" or "learned".
@@ -94,6 +109,7 @@ class Card:
     needs: tuple[str, ...] = ()
     guidance: str = "none"
     count: str = "fixed"
+    budget: str = "left"
     touches: str = "visual"
     positions: str = "contiguous"
     training: str = "none"
@@ -120,6 +136,11 @@ class Method(ABC):
     @abstractmethod
     def __call__(self, view: View) -> Reduction:
         """Reduce ``view.n`` content tokens to ``view.k`` slots (the card's ``count`` says how exactly)."""
+
+    @property
+    def settled(self) -> bool:
+        """Whether the options alone say how much stays: then a plan may leave out ``keep``."""
+        return False
 
     @property
     def marked_by(self) -> tuple[str, ...] | None:
@@ -194,6 +215,31 @@ class TowerMethod(Method):
     def carry(self, view: View) -> Mapping[str, Tensor]:
         """(n,) tensors that are the view's ``marks`` when it is called, and, for tokens that stay, at the next stop."""
         return {}
+
+
+@dataclass(frozen=True)
+class LayerMethod(Method):
+    """A method that works between the layers of the language model, at one stop or at several.
+
+    At each of its :meth:`stops` it is called with the image's tokens that are not lost yet: their states ``view.x``, what
+    its card needs of the layer before, ``view.layer`` and ``view.depth``. ``view.k`` is its budget (what that counts, says
+    ``card.budget``), ``view.left`` how many stops are still to come, ``view.entered`` the tokens at its first stop.
+
+    It answers a reduction, which may keep nothing, or a :class:`~foveate.tokens.Route`, or None: all goes on as it is. If
+    some tokens wait, ``view.marks["waiting"]`` (n,) says which; a reduction lets all that it keeps run.
+    """
+
+    @abstractmethod
+    def stops(self, depth: int) -> Sequence[int]:
+        """Layers before which it is called, ascending; 0 is before the first. depth: layers of the language model."""
+
+    def carry(self, view: View) -> Mapping[str, Tensor]:
+        """(n,) tensors that are the view's ``marks`` when it is called, and, for tokens that stay, at the next stop."""
+        return {}
+
+    @abstractmethod
+    def __call__(self, view: View) -> Reduction | Route | None:  # type: ignore[override]
+        """What happens to the tokens before layer ``view.layer``."""
 
 
 @dataclass(frozen=True)

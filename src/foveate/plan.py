@@ -106,7 +106,8 @@ class Plan:
             drafts = [draft for part in parts for draft in _read(part)]
             if isinstance(plan, Mapping):
                 where = positions or plan.get("positions")
-        waiting = [i for i, draft in enumerate(drafts) if draft.keep is None]
+        bare = [i for i, draft in enumerate(drafts) if draft.keep is None]
+        waiting = [i for i in bare if not drafts[i].settled] or (bare if keep is not None else [])
         if keep is not None and len(waiting) == 1:
             drafts[waiting[0]] = replace(drafts[waiting[0]], keep=Budget.parse(keep))
         elif keep is not None and not waiting:
@@ -175,9 +176,16 @@ class _Draft:
     stage: str | None = None
     scope: frozenset[str] = field(default_factory=frozenset)
 
+    @property
+    def settled(self) -> bool:
+        """Whether it needs no budget."""
+        return isinstance(self.method, Method) and self.method.settled
+
     def steps(self, split: str | None) -> list[Step]:
         """What it comes to; a recipe becomes several steps."""
-        assert self.keep is not None
+        if self.keep is None:
+            assert isinstance(self.method, Method)
+            return [Step(self.method, None, self.stage or self.method.card.stages[0], self.scope)]
         budget = self.keep if split is None else Budget.parse(replace(self.keep, split=split), split)
         if isinstance(self.method, Method):
             return [Step(self.method, budget, self.stage or self.method.card.stages[0], self.scope)]

@@ -32,6 +32,9 @@ class ImageReport:
             CPU; a token that was not merged is P times itself. None without, or if no image was asked for less.
         positions: (axes, m, P) those positions as the language model counts them: one axis, or time, row and column.
         marks: what the steps said of the tokens that are left, by name: (tokens_out,), on the model's device.
+        layers: (decoder layer, tokens of the image that run from there on, on the CPU) wherever a step changed that between
+            the layers; ``kept`` are those that entered the language model.
+        average: content tokens that run, averaged over the decoder layers.
     """
 
     sample: int
@@ -54,6 +57,14 @@ class ImageReport:
     members: Tensor | None = field(default=None, repr=False, compare=False)
     positions: Tensor | None = field(default=None, repr=False, compare=False)
     marks: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    layers: tuple[tuple[int, Tensor], ...] = field(default=(), repr=False, compare=False)
+    average: float = 0.0
+
+    @property
+    def survivors(self) -> Tensor:
+        """Tokens of the image that any layer works on last: ``kept``, or what the layers left of it, if they left any."""
+        some = [tokens for _, tokens in self.layers if len(tokens)]
+        return some[-1] if some else self.kept
 
 
 @dataclass(frozen=True)
@@ -91,11 +102,8 @@ class Report:
 
     @property
     def layer_average(self) -> float:
-        """Content tokens per image, averaged over decoder layers: what papers that prune inside the model report.
-
-        Every step so far runs before the first layer, so each layer sees the same number.
-        """
-        return self.tokens_out / max(1, len(self.images))
+        """Content tokens per image, averaged over decoder layers: what papers that prune inside the model report."""
+        return sum(i.average for i in self.images) / max(1, len(self.images))
 
     def of(self, sample: int) -> list[ImageReport]:
         """The images of one prompt."""
@@ -123,6 +131,8 @@ class Report:
                     "capped": i.capped,
                     "stages": [list(s) for s in i.stages],
                     "tower": [[block, len(tokens)] for block, tokens in i.tower],
+                    "layers": [[layer, len(tokens)] for layer, tokens in i.layers],
+                    "average": i.average,
                     "kept": i.kept.tolist(),
                 }
                 | ({} if i.members is None else {"members": i.members.tolist()})

@@ -7,9 +7,10 @@ Axis letters, used by every comment in the package::
     b  batch rows             e  edges of a reduction   t y x  frame, row, column of the grid
     s  source patches that were joined into one token
 
-Room is left for answers that are not reductions; each arrives with the first method that needs it: ``Bias`` (additive
-attention bias over query rows and heads), ``Route`` (which tokens run which layers), ``Positions`` (fractional or
-several positions per token), ``Insert`` (learned tokens), ``Rerun`` (a second pass over a shortened prompt).
+Answers that are not reductions: :class:`Route` (which tokens run the layers from here on, and which wait). Room is left
+for more; each arrives with the first method that needs it: ``Bias`` (additive attention bias over query rows and heads),
+``Positions`` (fractional or several positions per token), ``Insert`` (learned tokens), ``Rerun`` (a second pass over a
+shortened prompt).
 """
 
 from __future__ import annotations
@@ -65,8 +66,10 @@ class View:
             top, right, bottom of each in shares of the picture; "relevance" (n,) beside "question" where the user
             gave a judge, see :func:`foveate.compress`.
         ordinal: which image of its sample this is, counted from 0.
-        left: stops that are still to come, for a method that reduces little by little inside the tower; ``k`` is what
-            must be left after the last.
+        left: stops that are still to come, for a method that reduces little by little inside the tower or the language
+            model; ``k`` is what must be left after the last.
+        layer, depth: between the layers of the language model: the layer that comes next, and how many there are.
+        entered: tokens when the step began, where it has several stops; else 0.
     """
 
     x: Tensor
@@ -81,6 +84,9 @@ class View:
     extras: Mapping[str, Extra] = field(default_factory=dict)
     ordinal: int = 0
     left: int = 0
+    layer: int = -1
+    depth: int = 0
+    entered: int = 0
 
     def __post_init__(self) -> None:
         if self.x.ndim != 2:
@@ -149,6 +155,7 @@ class View:
 
 # Extras that are aligned with the tokens, and along which axis.
 TOKEN_AXIS = {"attention": -1, "early": -1, "value_attention": -1, "keys": 0, "values": 0, "pixels": 0, "relevance": 0}
+TOKEN_AXIS |= {"last_row": -1, "text_rows": -1, "ahead_row": -1, "layer_keys": 0}
 
 
 def _take_extra(name: str, value: Tensor, index: Tensor) -> Tensor:
@@ -200,6 +207,11 @@ class Reduction:
         return cls.drop(torch.arange(n, device=device), n)
 
     @classmethod
+    def nothing(cls, n: int, device: torch.device | str = "cpu") -> Reduction:
+        """Keep no token: the picture leaves, which only a step between the language model's layers may say."""
+        return cls.drop(torch.arange(0, device=device), n)
+
+    @classmethod
     def groups(cls, assign: Tensor, anchor: Tensor, size: Tensor | None = None) -> Reduction:
         """Average groups of tokens.
 
@@ -214,13 +226,17 @@ class Reduction:
         total = torch.zeros(len(anchor), device=assign.device).index_add_(0, dst, mass)
         return cls(len(assign), src, dst, mass / total[dst], anchor)
 
-    def check(self) -> Reduction:
+    def check(self, empty: bool = False) -> Reduction:
         """Raise MethodError unless indices are in range, anchors distinct and weights finite; returns self.
+
+        empty: whether it may keep no token.
 
         Shapes are looked at first; then everything that has to be read from the device is read at once.
         """
         m, e = self.m, len(self.src)
         fault = ""
+        if m == 0 and empty and self.is_drop:
+            return self
         if m == 0:
             fault = "keeps no token"
         elif m > self.n:
@@ -332,3 +348,34 @@ class Reduction:
             inserted = torch.cat([inserted, inserted.new_zeros(len(extra), inserted.shape[1])])
         src = torch.cat([index[self.src], extra])
         return Reduction(n, src, torch.cat([self.dst, self.m + more]), weight, anchor, inserted).sorted()
+
+
+@dataclass(frozen=True)
+class Route:
+    """Which tokens the language model's layers work on from here; the others wait.
+
+    A token that waits is seen by nobody, keeps the state in which it left, and may run again later. It is not lost, as
+    one that a reduction drops.
+
+    Attributes:
+        n: tokens of the view, those that wait included.
+        running: (r,) tokens that run, ascending; none is allowed.
+    """
+
+    n: int
+    running: Tensor
+
+    def check(self) -> Route:
+        """Raise MethodError unless the tokens are in range and ascend; returns self."""
+        r, fault = self.running, ""
+        if r.ndim != 1 or r.dtype != torch.long:
+            fault = "names its tokens by something other than a vector of 64-bit integers"
+        elif len(r):
+            first, last, disorder = torch.stack([r[0], r[-1], (r[1:] <= r[:-1]).any().long()]).tolist()
+            if first < 0 or last >= self.n:
+                fault = f"names a token outside 0..{self.n - 1}"
+            elif disorder:
+                fault = "names its tokens out of order, or twice"
+        if fault:
+            raise MethodError(f"the route {fault}", hint="see the docstring of foveate.tokens.Route")
+        return self

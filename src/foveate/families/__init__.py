@@ -8,7 +8,8 @@ from functools import cache
 
 from torch import nn
 
-from .base import Family, Layout
+from .base import Family
+from .layout import Layout
 
 __all__ = ["Family", "Layout", "adapt", "known"]
 

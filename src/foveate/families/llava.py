@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from ..tokens import Kind
 from . import sized
-from .base import Family, Layout
+from .base import Family
+from .layout import Layout
 
 
 class OneSquare(Family):

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ..tokens import Kind
-from .base import Family, Layout
+from .base import Family
+from .layout import Layout
 
 Box = tuple[float, float, float, float]
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..tokens import Kind
-from .base import Layout
+from .layout import Layout
 from .llava_next import LlavaNext
 
 

@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from . import sized
-from .base import Family, Layout
+from .base import Family
+from .layout import Layout
 
 
 class Mistral3(Family):

@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .base import Family, Layout
+from .base import Family
+from .layout import Layout
 from .sized import resized
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from .base import Layout, block_source
+from .layout import Layout, block_source
 
 
 def layouts(arguments: dict[str, Any], patch: int, merge: int) -> list[Layout]:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UnsupportedError
-from .base import Family, Layout, block_source
+from .base import Family
+from .layout import Layout, block_source
 
 Box = tuple[float, float, float, float]
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)

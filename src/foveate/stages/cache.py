@@ -3,6 +3,10 @@
 After the prompt was shortened the cache stores fewer tokens than the caller's ids and masks count. A layer that reports
 its *logical* length, and an offset for its first stored column, lets everything else stay stock: causal masks, padding
 masks, ``generate`` on a returned cache, positions.
+
+Columns are counted three ways. The *caller's* are those of the ids. What left before the language model is not among the
+*base* columns, by which masks are made and of which ``removed`` tells the difference. A layer that lost more holds some of
+the base columns: its :class:`Columns` say which.
 """
 
 from __future__ import annotations
@@ -72,6 +76,44 @@ class Memory:
             self.back = change(self.back.movedim(-2, 0)).movedim(0, -2)
 
 
+@dataclass
+class Columns:
+    """Which base columns a layer holds of the prompts it has seen; later ones it holds all.
+
+    Attributes:
+        index: (b, s) base columns, where all key heads hold the same ones; of any one head otherwise.
+        alive: (b, s) False for slots that hold nothing to be seen.
+        total: base columns counted when this was written.
+    """
+
+    index: Tensor
+    alive: Tensor
+    total: int
+
+    @property
+    def gone(self) -> int:
+        """Base columns that the layer does not hold."""
+        return self.total - self.index.shape[1]
+
+    def now(self, stored: int, base: int) -> tuple[Tensor, Tensor]:
+        """(b, stored) base columns and which are alive, of the last ``stored`` that the layer held when ``base`` were counted."""
+        later = torch.arange(self.total, base, device=self.index.device).expand(len(self.index), -1)
+        index = torch.cat([self.index, later], 1)
+        alive = torch.cat([self.alive, torch.ones_like(later, dtype=torch.bool)], 1)
+        return index[:, index.shape[1] - stored :], alive[:, alive.shape[1] - stored :]
+
+    def cropped(self, held: int) -> None:
+        """Forget what a layer that now holds ``held`` slots, later ones included, has lost of the prompt's end."""
+        lost = max(0, self.index.shape[1] - held)
+        if lost:
+            self.index, self.alive = self.index[:, :-lost], self.alive[:, :-lost]
+            self.total -= lost
+
+    def each_row(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Let the rows follow the cache. change: from (b, ...) to (b', ...)."""
+        self.index, self.alive = change(self.index), change(self.alive)
+
+
 def memory_of(cache: object) -> Memory | None:
     """The memory on a cache object, if a prompt was shortened into it."""
     return getattr(cache, MEMORY, None)
@@ -86,44 +128,63 @@ def _logical(base: Any) -> Any:
         removed: int = 0
         memory: Memory | None = None
         leads: bool = False  # one layer tells the memory what happens to all of them
+        columns: Columns | None = None  # if it holds fewer than the base columns
 
         @contextmanager
         def _physical(self) -> Iterator[int]:
             """The base class must reckon with what it stores."""
-            removed, self.removed = self.removed, 0
+            removed, columns = self.removed, self.columns
+            self.removed, self.columns = 0, None
             try:
                 yield removed
             finally:
-                self.removed = removed
+                self.removed, self.columns = removed, columns
 
         def get_seq_length(self) -> int:
-            return super().get_seq_length() + self.removed
+            gone = 0 if self.columns is None else self.columns.gone
+            return super().get_seq_length() + self.removed + gone
 
         def get_mask_sizes(self, query_length):
+            # Masks are made once for all layers of a kind, from the first of them: in base columns.
+            gone = 0 if self.columns is None else self.columns.gone
             with self._physical() as removed:
-                length, offset = super().get_mask_sizes(query_length)
+                if gone and hasattr(self, "cumulative_length"):
+                    self.cumulative_length += gone
+                    length, offset = super().get_mask_sizes(query_length)
+                    self.cumulative_length -= gone
+                else:
+                    length, offset = super().get_mask_sizes(query_length)
+                    length += gone
             return length, offset + removed
 
-        def update(self, *args, **kwargs):
-            if self.memory is not None and self.memory.needs_run and not self.memory.prepared:
+        def update(self, keys, *args, **kwargs):
+            memory = self.memory
+            if (
+                memory is not None
+                and (memory.needs_run or (self.columns is not None and keys.shape[-2] > 1))
+                and not memory.prepared
+            ):
                 raise UnsupportedError(
                     "this cache holds a shortened prompt whose masks or positions only a run can supply, and none is "
                     "attached",
                     where="continuing on past_key_values",
                     hint='attach again before continuing, or compress unpadded prompts with positions="original"',
                 )
-            return super().update(*args, **kwargs)
+            return super().update(keys, *args, **kwargs)
 
         def crop(self, tokens_to_remove: int) -> None:
             with self._physical():
                 super().crop(tokens_to_remove)
-                stored = self.get_seq_length()
+                held = self.get_seq_length()
+            if self.columns is not None:
+                self.columns.cropped(held)
+                held += self.columns.gone
             if self.leads and self.memory is not None:
-                self.memory.alive = self.memory.alive[:, :stored]
+                self.memory.alive = self.memory.alive[:, :held]
 
         def reset(self) -> None:
             super().reset()
-            self.removed = 0
+            self.removed, self.columns = 0, None
             if self.memory is not None:
                 self.memory.__init__(0, self.memory.alive[:, :0])  # type: ignore[misc]
 
@@ -142,6 +203,8 @@ def _logical(base: Any) -> Any:
         def _tell(self, change: Callable[[Tensor], Tensor]) -> None:
             if self.leads and self.memory is not None:
                 self.memory.each_row(change)
+            if self.columns is not None:
+                self.columns.each_row(change)
 
         def __reduce__(self):  # no module holds this class: copies and pickles make it again
             return _empty, (base,), self.__dict__
@@ -209,6 +272,16 @@ def remember(cache: Any, removed: int, alive: Tensor, back: Tensor | None, needs
         layer.removed += removed
         layer.memory = memory
         layer.leads = i == 0
+
+
+def columns_of(layer: Any) -> Columns | None:
+    """Which base columns a cache layer holds, or None if all."""
+    return getattr(layer, "columns", None)
+
+
+def held_by(layer: Any) -> int:
+    """Slots that a cache layer has stored; a sliding one keeps the last of them only."""
+    return 0 if layer.keys is None or not layer.is_initialized else int(layer.keys.shape[-2])
 
 
 def stored_columns(cache: Any) -> int:

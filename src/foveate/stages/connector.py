@@ -6,8 +6,8 @@ per image; padding, batches and hooks are the caller's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,66 +15,15 @@ from torch import Tensor
 
 from ..errors import MethodError, UnsupportedError
 from ..families import Family, Layout
+from ..method import STAGES
 from ..plan import Plan, Step
-from ..tokens import TOKEN_AXIS, Extra, Kind, Reduction, View
+from ..tokens import TOKEN_AXIS, Extra, Reduction, View
 from .alive import joined
 from .encoder import EARLY, Encoded, early_name, share_of
 from .follow import token_types
 from .passage import Done
+from .picture import Picture, cat, content_of, follow
 from .question import Question, judged_by
-from .reading import SUMMED
-
-
-@dataclass
-class Picture:
-    """One image of one prompt on its way through the steps.
-
-    Attributes:
-        sample, ordinal: which prompt, and which image of it.
-        places: (n,) columns of its placeholders.
-        layout: where its tokens lie.
-        x: (n, d) features, later (m, d).
-        before: (content tokens, d) features before the connector, or None.
-        extras: aligned with the tokens, structure included.
-        planes: deep-stack features, (n, d) each.
-        size: (n,) original tokens in each token.
-        reduction: from the n placeholders to what is left; None while nothing was asked of the image.
-        marks: what steps left for later ones, aligned with the content tokens.
-        relevance: (content tokens,) what the user's judge said of them, or None while nobody asked it.
-        asked: content tokens asked for by each step.
-        counts: content tokens after each step, the full number first.
-        capped: whether a step asked for more tokens than there were.
-        inside: for each step in the tower what it was asked, its reduction of the content tokens (None if all stay), and
-            the content tokens that entered each block at which it stopped, counted before the step.
-        tower: (block, tokens of the picture that entered it) of all those steps.
-        members: (m, P) tokens whose positions each token that is left carries, where positions are preserved.
-        positions: (axes, m, P) these positions.
-        full: the layout before any step.
-    """
-
-    sample: int
-    ordinal: int
-    places: Tensor
-    layout: Layout
-    x: Tensor
-    before: Tensor | None
-    extras: dict[str, Extra]
-    planes: list[Tensor]
-    size: Tensor | None = None
-    reduction: Reduction | None = None
-    marks: dict[str, Tensor] = field(default_factory=dict)
-    relevance: Tensor | None = None
-    asked: list[int] = field(default_factory=list)
-    counts: list[int] = field(default_factory=list)
-    capped: bool = False
-    inside: list[tuple[int, Reduction | None, list[tuple[int, Tensor]]]] = field(default_factory=list)
-    tower: list[tuple[int, Tensor]] = field(default_factory=list)
-    members: Tensor | None = None
-    positions: Tensor | None = None
-    full: Layout = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.full = self.layout
 
 
 def find_pictures(
@@ -139,19 +88,19 @@ def find_pictures(
             layouts = [encoded.layouts[u] for u in chosen]
             before = None
             if encoded.before is not None:
-                before = _cat([encoded.before[u][_content(encoded.layouts[u])] for u in chosen])
+                before = cat([encoded.before[u][content_of(encoded.layouts[u])] for u in chosen])
             layout = Layout.join(layouts)
             pictures.append(
                 Picture(
                     sample,
                     ordinal,
-                    _cat([places[i] for i in group]),
+                    cat([places[i] for i in group]),
                     layout,
-                    _cat([features[place[u]] for u in chosen]),
+                    cat([features[place[u]] for u in chosen]),
                     before,
                     {name: _join(name, [values[u] for u in chosen]) for name, values in encoded.extras.items()},
-                    [_cat([stack[place[u]] for u in chosen]) for stack in stacks],
-                    counts=[len(_content(layout))],
+                    [cat([stack[place[u]] for u in chosen]) for stack in stacks],
+                    counts=[len(content_of(layout))],
                     inside=[_inside(done, chosen) for done in encoded.inside],
                 )
             )
@@ -163,15 +112,7 @@ def _split(rows: list[Tensor], sizes: list[int]) -> list[Tensor]:
     """The same rows in pieces of other sizes; views where possible."""
     if [len(r) for r in rows] == sizes:
         return rows
-    return list(_cat(rows).split(sizes)) if rows else []
-
-
-def _cat(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=dim)
-
-
-def _content(layout: Layout) -> Tensor:
-    return (layout.kind == Kind.CONTENT).nonzero()[:, 0]
+    return list(cat(rows).split(sizes)) if rows else []
 
 
 def _inside(done: Done, units: list[int]) -> tuple[int, Reduction | None, list[tuple[int, Tensor]]]:
@@ -192,7 +133,7 @@ def _inside(done: Done, units: list[int]) -> tuple[int, Reduction | None, list[t
 
 
 def _join(name: str, parts: Sequence[Extra]) -> Extra:
-    return replace(parts[0], value=_cat([p.value for p in parts], _axis(name)))
+    return replace(parts[0], value=cat([p.value for p in parts], _axis(name)))
 
 
 def _axis(name: str) -> int:
@@ -202,11 +143,13 @@ def _axis(name: str) -> int:
 def reduce(family: Family, plan: Plan, pictures: list[Picture], question: Question | None) -> None:
     """Run a plan's steps before the language model over the pictures of one prompt, in place."""
     done = 0
-    for step in plan.steps:
+    steps = [step for step in plan.steps if STAGES.index(step.stage) < STAGES.index("layers")]
+    later = len(steps) < len(plan.steps)
+    for step in steps:
         budget = step.keep
         assert budget is not None
         # What nobody will ask for is let go.
-        last = step is plan.steps[-1] and (budget.is_all or step.method.marked_by is None)
+        last = step is steps[-1] and not later and (budget.is_all or step.method.marked_by is None)
         if step.stage == "encoder" and not budget.is_all:
             for picture in pictures:
                 _take_inside(step, picture, done, last)
@@ -219,7 +162,7 @@ def reduce(family: Family, plan: Plan, pictures: list[Picture], question: Questi
                 picture.asked.append(k)
                 if k < picture.counts[-1]:
                     _step(family, step, picture, k, question, last)
-                picture.counts.append(len(_content(picture.layout)))
+                picture.counts.append(len(content_of(picture.layout)))
         if not budget.is_all and step.method.marked_by is not None:
             for picture in pictures:
                 _mark(family, step, picture)
@@ -229,7 +172,7 @@ def _features(step: Step, picture: Picture) -> Tensor:
     """(content tokens, d) of the kind that a step's card asks for."""
     if step.method.card.features == "before" and picture.before is not None:
         return picture.before
-    content = _content(picture.layout)
+    content = content_of(picture.layout)
     return picture.x if len(content) == picture.layout.n else picture.x[content.to(picture.x.device)]
 
 
@@ -238,7 +181,7 @@ def _view(
 ) -> View:
     """The content tokens of a picture as a method sees them. seen: their features; needs: extras that it looks at."""
     layout, device = picture.layout, picture.x.device
-    content = _content(layout)
+    content = content_of(layout)
     whole, on = len(content) == layout.n, content.to(device)
 
     def only(x: Tensor, dim: int = 0) -> Tensor:
@@ -303,7 +246,7 @@ def _step(family: Family, step: Step, picture: Picture, k: int, question: Questi
         raise MethodError(error.what, where=error.where or where, hint=hint) from error
 
     connect = (lambda: family.connect(answer.apply(seen))) if direct and not answer.is_drop else None
-    _follow(picture, answer, last, connect)
+    follow(picture, answer, last, connect)
 
 
 def _take_inside(step: Step, picture: Picture, number: int, last: bool) -> None:
@@ -314,85 +257,10 @@ def _take_inside(step: Step, picture: Picture, number: int, last: bool) -> None:
     picture.capped |= budget.unit != "share" and budget.amount > picture.counts[-1]
     picture.asked.append(asked)
     if answer is not None:
-        content = _content(picture.layout)
+        content = content_of(picture.layout)
         before = torch.arange(picture.layout.n) if picture.reduction is None else picture.reduction.anchor.to("cpu")
         entered = torch.cat([tokens for _, tokens in stops]).to("cpu").split([len(tokens) for _, tokens in stops])
         picture.tower += [(block, before[content[t]]) for (block, _), t in zip(stops, entered, strict=True)]
         rows = picture.x if len(content) == picture.layout.n else picture.x[content.to(picture.x.device)]
-        _follow(picture, answer, last, lambda: rows[answer.anchor], inside=True)
-    picture.counts.append(len(_content(picture.layout)))
-
-
-def _follow(
-    picture: Picture, answer: Reduction, last: bool, made: Callable[[], Tensor] | None = None, inside: bool = False
-) -> None:
-    """Let everything of a picture follow a reduction of its content tokens.
-
-    Args:
-        picture: changed in place.
-        answer: slots in the order of their anchors.
-        last: whether no step comes after it.
-        made: gives the slots' features, where these are not the reduction of the picture's own.
-        inside: the reduction was made in the tower, so that what came out of it later is reduced already.
-    """
-    layout, device = picture.layout, picture.x.device
-    content = _content(layout)
-    whole, on = len(content) == layout.n, content.to(device)
-    kept = answer.anchor.to("cpu")
-    structure = _structure(layout, content[kept])
-    lifted = answer if whole else answer.lift(on, layout.n, structure.to(device))
-    if made is not None:
-        picture.x = _cat([made(), *([] if whole else [picture.x[structure.to(device)]])])
-        if not whole:
-            picture.x = picture.x[torch.cat([content[kept], structure]).argsort().to(device)]
-    else:
-        picture.x = lifted.apply(picture.x)
-    picture.planes = [lifted.apply(plane) for plane in picture.planes]
-    picture.reduction = lifted if picture.reduction is None else picture.reduction.then(lifted)
-    picture.layout = _follow_layout(layout, lifted.anchor.to("cpu"))
-    picture.marks = {name: mark[answer.anchor] for name, mark in picture.marks.items()}
-    if last:  # nobody will ask for these
-        picture.before, picture.extras, picture.size, picture.relevance = None, {}, None, None
-        return
-    if picture.relevance is not None:
-        each = _unweighted(answer)
-        total = each.apply(torch.stack([picture.relevance, torch.ones_like(picture.relevance)], 1))
-        picture.relevance = total[:, 0] / total[:, 1].clamp(min=1)
-    if picture.before is not None:
-        picture.before = picture.before[answer.anchor] if inside else answer.apply(picture.before)
-    picture.extras = {name: _follow_extra(name, e, lifted) for name, e in picture.extras.items()}
-    size = torch.ones(layout.n, device=device) if picture.size is None else picture.size
-    picture.size = lifted.sizes(size)
-
-
-def _structure(layout: Layout, kept: Tensor) -> Tensor:
-    """Structure tokens that stay: a newline with any token of its line, everything else always. kept: content tokens."""
-    other = (layout.kind != Kind.CONTENT).nonzero()[:, 0]
-    if not len(other) or layout.line is None:
-        return other
-    closes = layout.kind[other] == Kind.NEWLINE
-    return other[~closes | torch.isin(layout.line[other], layout.line[kept])]
-
-
-def _follow_layout(layout: Layout, anchor: Tensor) -> Layout:
-    return replace(
-        layout,
-        row=layout.row[anchor],
-        col=layout.col[anchor],
-        tile=layout.tile[anchor],
-        kind=layout.kind[anchor],
-        source=layout.source[anchor],
-        line=None if layout.line is None else layout.line[anchor],
-    )
-
-
-def _follow_extra(name: str, extra: Extra, reduction: Reduction) -> Extra:
-    """Attention of merged tokens adds up, keys are averaged with the features' weights."""
-    if name.split()[0] in SUMMED:
-        return replace(extra, value=_unweighted(reduction).apply(extra.value.mT).mT)
-    return replace(extra, value=reduction.apply(extra.value))
-
-
-def _unweighted(reduction: Reduction) -> Reduction:
-    """The same edges, all of weight one."""
-    return reduction if reduction.is_drop else replace(reduction, weight=None, inserted=None)
+        follow(picture, answer, last, lambda: rows[answer.anchor], inside=True)
+    picture.counts.append(len(content_of(picture.layout)))

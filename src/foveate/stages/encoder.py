@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..errors import UnsupportedError
 from ..families import Family, Layout
+from ..method import STAGES
 from ..plan import Plan, Step
 from ..tokens import Extra
 from . import tap, tower
@@ -69,7 +70,9 @@ class Wanted:
 
 
 def _busy(plan: Plan) -> list[Step]:
-    return [step for step in plan.steps if step.keep is None or not step.keep.is_all]
+    """The steps before the language model that may change something."""
+    early = [step for step in plan.steps if STAGES.index(step.stage) < STAGES.index("layers")]
+    return [step for step in early if step.keep is None or not step.keep.is_all]
 
 
 def share_of(step: Step) -> float:

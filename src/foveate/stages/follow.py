@@ -63,6 +63,22 @@ class Cut:
         index = self.index if x.ndim == 2 else self.index.expand(x.shape[0], -1, -1)
         return x.expand(*x.shape[:-2], len(self.index), -1).gather(-1, index.to(x.device))
 
+    def rows(self, x: Tensor) -> Tensor:
+        """Rows (b, L') of states (b, L, d)."""
+        index = self.index.to(x.device)
+        if len(index) == 1:
+            return x.index_select(1, index[0])
+        return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
+
+    def back(self, states: Tensor, x: Tensor) -> Tensor:
+        """A copy of x (b, L, d) with the rows (b, L', d) at their places; dead slots have none."""
+        index = self.index.to(x.device)
+        if not self.all_alive:
+            states = torch.where(self.alive.to(x.device)[..., None], states, self.rows(x))
+        if len(index) == 1:
+            return x.index_copy(1, index[0], states)
+        return x.scatter(1, index[..., None].expand(-1, -1, x.shape[-1]), states)
+
 
 def shorten(kwargs: dict[str, Any], cut: Cut, dropped: Tensor, positions: Tensor, pad: int) -> dict[str, Any]:
     """Cut everything in a forward call's keyword arguments that is aligned with its sequence.

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from ..errors import UnsupportedError
 from ..families import Family
 from ..tokens import Reduction
-from .connector import Picture
 from .follow import Cut
+from .picture import Picture
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,54 @@ from ..errors import UnsupportedError
 from ..families import Family
 from ..plan import Plan
 from . import cache as caches
-from .connector import Picture
 from .follow import Cut, recount, shorten
+from .picture import Picture
 from .positions import Carried, carry
 
 ENDING = "_foveate_ending"  # attribute of shortened encoder outputs
+
+
+@dataclass(frozen=True)
+class Base:
+    """The columns with which a prompt enters the language model.
+
+    Attributes:
+        valid: (b, L') those that are not padding.
+        counts: how many these are, row by row.
+        right: whether padding is on the right.
+        cut: how they were made from the caller's, or None if these are they.
+    """
+
+    valid: Tensor
+    counts: list[int]
+    right: bool
+    cut: Cut | None = None
+
+    @classmethod
+    def of(cls, kwargs: dict[str, Any]) -> Base:
+        """Those of a prompt that was not shortened."""
+        ids, mask = kwargs["input_ids"], kwargs.get("attention_mask")
+        valid = torch.ones_like(ids, dtype=torch.bool)
+        if mask is None:
+            return cls(valid, [ids.shape[1]] * len(ids), False)
+        valid = mask[:, mask.shape[1] - ids.shape[1] :].bool()
+        counts, ends = torch.stack([valid.sum(1), valid[:, -1]]).tolist()
+        return cls(valid, counts, not all(ends))
+
+    def take(self, x: Tensor) -> Tensor:
+        """Of a mask (b, L) over the caller's columns, that over these."""
+        return x if self.cut is None else self.cut.take(x) & self.cut.alive
+
+    def columns(self, row: int, picture: Picture) -> Tensor:
+        """(n,) columns of a picture's tokens in a row."""
+        if self.cut is None:
+            return picture.places
+        old = picture.places
+        if picture.reduction is not None:
+            old = old[picture.reduction.anchor.to(old.device)]
+        index = self.cut.index[row].to(old.device)
+        at = old.new_full((self.cut.length,), -1).index_copy(0, index, torch.arange(len(index), device=old.device))
+        return at[old]
 
 
 @dataclass(frozen=True)
@@ -33,6 +76,7 @@ class Ending:
     alive: Tensor
     back: Tensor | None
     needs_run: bool
+    base: Base
     carried: Carried | None = None
 
 
@@ -66,12 +110,8 @@ def shortened(
         caches.check_supported(past, f"family {family.name}, plan {plan}")
     check_mask(family, plan, mask)
     rows, length = ids.shape
-    counts, right = [length] * rows, False
-    valid = torch.ones_like(ids, dtype=torch.bool)
-    if mask is not None:
-        valid = mask[:, mask.shape[1] - length :].bool()
-        counts, ends = torch.stack([valid.sum(1), valid[:, -1]]).tolist()
-        right = not all(ends)
+    base = Base.of(kwargs)
+    valid, counts, right = base.valid, list(base.counts), base.right
     whole = min(counts) == length
 
     keep = valid.clone()
@@ -116,7 +156,7 @@ def shortened(
     fewer = family.replaced(output, features, joined)
     unfit = bool(lost) and (hidden or back is not None)
     carried = carry(prompts, repeat, positions, cut, count) if count else None
-    setattr(fewer, ENDING, Ending(cut.removed, alive, back, unfit, carried))
+    setattr(fewer, ENDING, Ending(cut.removed, alive, back, unfit, Base(cut.alive, counts, right, cut), carried))
     new["mm_encoder_outputs"] = {**kwargs["mm_encoder_outputs"], "image": fewer}
     return new
 
@@ -136,6 +176,17 @@ def _one_sequence(family: Family, plan: Plan, new: dict[str, Any], hidden: bool,
         )
     borders = torch.tensor([0, ids.shape[1]], dtype=torch.int32, device=positions.device)
     return {f"cu_seq_lens_{x}": borders for x in "qk"} | {f"max_length_{x}": ids.shape[1] for x in "qk"}
+
+
+def all_alive(kwargs: dict[str, Any], valid: Tensor, past: Any, memory: caches.Memory | None) -> Tensor:
+    """(b, stored + L') which base columns are not padding, those of earlier turns included."""
+    stored = 0 if past is None else caches.stored_columns(past)
+    if not stored:
+        return valid
+    counted = int(past.get_seq_length())
+    return torch.cat(
+        [_earlier(kwargs.get("attention_mask"), memory, stored, counted, len(valid), valid.device), valid], 1
+    )
 
 
 def _earlier(

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import MethodError
 from ..families import Family
+from .follow import IGNORED
 
 HEADER = 7  # tokens, at most, that a template writes to open an answer ("\n<|im_start|>assistant\n", " ASSISTANT:")
 OPENER = 3  # tokens before the first picture by which a later user turn is known
@@ -245,3 +246,34 @@ def question_ids(family: Family, ids: Tensor, text: Tensor, special: Tensor, tur
     picture = (ids == family.image_token_id).tolist()
     columns = question_columns(ids.tolist(), text.tolist(), picture, set(special.tolist()), ends, turns)
     return ids[torch.tensor(columns, dtype=torch.long, device=ids.device)]
+
+
+def special_ids(model: nn.Module, processor: Any) -> Tensor:
+    """Ids that are no words: those of the processor's tokenizer, and those that the model's configuration names."""
+    tokenizer = getattr(processor, "tokenizer", processor)
+    ids = set(getattr(tokenizer, "all_special_ids", None) or ())
+    ids |= {i for i, token in getattr(tokenizer, "added_tokens_decoder", {}).items() if token.special}
+    config: Any = model.config
+    for source in (getattr(model, "generation_config", None), config, config.get_text_config()):
+        for name, value in vars(source).items() if source is not None else ():
+            if name.endswith(("_token_id", "_token_ids", "_token_index")):
+                ids |= {i for i in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(i, int)}
+    return torch.tensor(sorted(ids), dtype=torch.long)
+
+
+def text_columns(kwargs: dict[str, Any]) -> Tensor:
+    """(b, L) columns that may belong to a question: not padding, and not an answer that is there to be scored.
+
+    Labels mark an answer; so does ``logits_to_keep``, which assisted decoding sets to one more than its draft has.
+    """
+    ids, mask, labels = kwargs["input_ids"], kwargs.get("attention_mask"), kwargs.get("labels")
+    text = torch.ones_like(ids, dtype=torch.bool)
+    if isinstance(mask, Tensor) and mask.ndim == 2:
+        text = mask[:, mask.shape[1] - ids.shape[1] :].bool()
+    if isinstance(labels, Tensor):
+        text = text & (labels == IGNORED).to(ids.device)
+    kept = kwargs.get("logits_to_keep")
+    if isinstance(kept, int) and 1 < kept <= ids.shape[1]:
+        text = text.clone()
+        text[:, ids.shape[1] - kept + 1 :] = False
+    return text

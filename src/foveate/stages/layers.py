@@ -1,0 +1,151 @@
+"""Reduction between the layers of the language model: layers after it run on fewer tokens.
+
+As in the vision tower, nothing outside of the layers ever sees fewer rows. Before a layer the columns that run are gathered,
+after it they are put back; so deep-stack features, hidden states of any layer, the final norm and the loss stay stock, and
+a token that waits has its state at hand when it comes back. Rotary tables, masks and positions are gathered once for each
+set of columns, not once for each layer. Caches hold what ran: their layers have different lengths, and know it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..errors import UnsupportedError
+from ..families import Family
+from ..method import BETWEEN, LayerMethod
+from ..plan import Plan, Step
+from . import cache as caches
+from . import tap
+from .picture import Picture
+from .prefill import Later, Prefill
+from .prompt import Base, all_alive, check_mask
+from .question import text_columns
+from .strip import Strip
+
+__all__ = ["Later", "Prefill", "check", "hook", "prefill", "shortened", "steps_of"]
+
+
+def steps_of(plan: Plan) -> list[Step]:
+    """A plan's steps between the layers that may change something."""
+    return [s for s in plan.steps if s.stage == "layers" and (s.keep is None or not s.keep.is_all)]
+
+
+def check(family: Family, steps: Sequence[Step]) -> None:
+    """Raise UnsupportedError unless the steps can run between these layers."""
+    depth = len(family.layers()) if steps else 0
+    for step in steps:
+        where, method, fault = f"method {step.method.name}, stage layers, family {family.name}", step.method, ""
+        if not isinstance(method, LayerMethod):
+            fault, hint = "it is no LayerMethod, and does not say between which layers it runs", "at=connector"
+        elif (
+            not (stops := list(method.stops(depth)))
+            or stops != sorted(set(stops))
+            or not 0 <= stops[0] <= stops[-1] < depth
+        ):
+            fault, hint = f"its stops are {stops}, the language model has {depth} layers", "other layers"
+        elif set(method.card.needs) - set(BETWEEN):
+            fault, hint = (
+                f"it needs {', '.join(sorted(set(method.card.needs) - set(BETWEEN)))} there",
+                ", ".join(BETWEEN),
+            )
+        if fault:
+            raise UnsupportedError(fault, where=where, hint=hint)
+
+
+def shortened(cache: Any) -> bool:
+    """Whether some layer of a cache holds fewer columns than the cache counts."""
+    return any(caches.columns_of(layer) is not None for layer in getattr(cache, "layers", ()))
+
+
+def hook(family: Family, steps: Sequence[Step], shelf: threading.local, undo: list[Callable[[], None]]) -> None:
+    """Hook the layers, so that the call on ``shelf`` is asked before and after each. undo: gets what ends it."""
+    looked: set[int] = set()
+    layers = family.layers()
+    for step in steps:
+        needs, stops = set(step.method.card.needs), step.method.stops(len(layers))  # type: ignore[attr-defined]
+        looked |= set(stops) if "ahead_row" in needs else set()
+        looked |= {stop - 1 for stop in stops if stop} if needs - {"ahead_row", "text"} else set()
+    for number in sorted(looked):
+        undo.append(tap.tap(family.layer_attention(number), _reader(shelf, number)))
+
+    def each(number: int, layer: nn.Module) -> None:
+        def before(module, args, kwargs):
+            call = getattr(shelf, "call", None)
+            return None if call is None else call.before(number, module, args, kwargs)
+
+        def after(module, args, kwargs, output):
+            call = getattr(shelf, "call", None)
+            return None if call is None else call.after(number, output)
+
+        undo.append(layer.register_forward_pre_hook(before, with_kwargs=True).remove)
+        undo.append(layer.register_forward_hook(after, with_kwargs=True).remove)
+
+    for number, layer in enumerate(layers):
+        each(number, layer)
+
+
+def _reader(shelf: threading.local, number: int) -> tap.Reader:
+    def look(module, query, key, mask, kwargs):
+        call = getattr(shelf, "call", None)
+        if call is not None:
+            call.look(number, query, key, mask, kwargs)
+
+    return look
+
+
+def prefill(
+    family: Family,
+    plan: Plan,
+    kwargs: dict[str, Any],
+    new: dict[str, Any],
+    prompts: list[list[Picture]],
+    repeat: int,
+    base: Base,
+    past: Any,
+    clock: Any,
+) -> tuple[dict[str, Any], Prefill]:
+    """What the hooks have to know of a prompt, and its arguments.
+
+    Args:
+        family, plan: of the run.
+        kwargs, new: the arguments of the call, before and after the steps before the language model.
+        prompts: the pictures of each prompt, as those steps left them.
+        repeat: batch rows per prompt.
+        base: the columns with which the prompt enters the language model.
+        past: the cache, or None.
+        clock: starts a clock on a device.
+
+    Raises:
+        UnsupportedError: if it cannot lose columns between the layers.
+    """
+    where = f"family {family.name}, plan {plan}"
+    if past is not None:
+        caches.check_supported(past, where)
+    check_mask(family, plan, new.get("attention_mask"))
+    model: Any = family.model
+    if model.training and getattr(model, "is_gradient_checkpointing", False):
+        raise UnsupportedError(
+            "gradient checkpointing runs layers a second time, when what ran in them is forgotten",
+            where=where,
+            hint="model.gradient_checkpointing_disable(), or a method before the language model",
+        )
+    text = base.take(text_columns(kwargs) & ~family.placeholders(kwargs["input_ids"], kwargs))
+    strips = [
+        Strip.of(row, picture, base.columns(row, picture), row % repeat == 0)
+        for row in range(len(text))
+        for picture in prompts[row // repeat]
+    ]
+    stored = 0 if past is None else caches.stored_columns(past)
+    call = Prefill(family, stored, base.valid.shape[1], steps_of(plan), strips, text, base, clock)
+    memory = caches.memory_of(past)
+    call.alive = all_alive(kwargs, base.valid, past, memory)
+    if memory is not None:
+        memory.prepared = True
+    if isinstance(labels := new.get("labels"), Tensor):
+        call.labels = labels.clone()
+        new = {**new, "labels": call.labels}
+    return new, call
