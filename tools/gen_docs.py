@@ -108,11 +108,21 @@ NEED = {
     "value_attention": "how much value vectors of one tower block resemble the CLS token's",
     "pixels": "the pixels of each patch",
     "vocabulary": "the language model's word embeddings",
+    "last_row": "the last prompt token's attention in the layer before",
+    "ahead_row": "the last prompt token's attention, as the next layer will compute it",
+    "text_rows": "the attention of the text after the image in the layer before",
+    "text": "states of the text after the image",
+    "layer_keys": "keys of the layer before",
+    "text_keys": "keys of the text after the image in the layer before",
 }
 COUNT = {
     "fixed": "exactly the budget",
     "grid": "the nearest grid within the budget",
     "content": "decided by the input",
+}
+BUDGET = {
+    "left": "the tokens that are left at the end",
+    "mean": "the mean over the language model's layers",
 }
 STAGE = {
     "input": "before the tower",
@@ -188,6 +198,7 @@ def method_page(cls: Any) -> str:
         ["looks at", "; ".join(NEED[need] for need in card.needs) or "the tokens only"],
         ["guided by the question", {"none": "no", "question": "yes"}[card.guidance]],
         ["keeps", COUNT[card.count]],
+        ["`keep` counts", BUDGET[card.budget]],
         ["touches", {"visual": "visual tokens", "all": "all tokens"}[card.touches]],
         ["positions in the paper", card.positions if card.paper else "-"],
         ["training", card.training],
@@ -280,7 +291,7 @@ def cost(cls: Any) -> str:
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils.flop_counter import FlopCounterMode
 
-    from foveate import Extra, View
+    from foveate import Extra, Reduction, View
 
     class Square(TorchDispatchMode):
         """Notes whether a matrix with the tokens along both sides is ever made."""
@@ -303,10 +314,16 @@ def cost(cls: Any) -> str:
         "value_attention": Extra(torch.rand(HEADS, N, generator=gen)),
         "pixels": Extra(torch.randn(N, 3 * 14 * 14, generator=gen)),
         "vocabulary": Extra(torch.randn(VOCABULARY, D, generator=gen)) if "vocabulary" in cls.card.needs else None,
+        "last_row": Extra(torch.rand(HEADS, N, generator=gen)),
+        "ahead_row": Extra(torch.rand(HEADS, N, generator=gen)),
+        "text_rows": Extra(torch.rand(HEADS, QUESTION, N, generator=gen)),
+        "text": Extra(torch.randn(QUESTION, D, generator=gen)),
+        "layer_keys": Extra(torch.randn(N, D, generator=gen)),
+        "text_keys": Extra(torch.randn(QUESTION, D, generator=gen)),
     }
     card = cls.card
     given: Any = {name: extras[name] for name in card.needs}
-    view = View.on_grid(torch.randn(N, D, generator=gen), K, 24, 24, extras=given)
+    view = View.on_grid(torch.randn(N, D, generator=gen), K, 24, 24, extras=given, layer=16, depth=32)
     square = Square()
     with FlopCounterMode(display=False) as counter, square:
         answer = cls()(view)
@@ -318,7 +335,11 @@ def cost(cls: Any) -> str:
     else:
         work = f"matrix products worth {products:.2f} of one n x n x d product"
     matrix = "an n x n matrix is formed" if square.seen else "no n x n matrix is formed"
-    size = f"On {N} tokens of width {D} with {K} asked for, it makes {answer.m} tokens with {work}; {matrix}."
+    if isinstance(answer, Reduction):
+        made = f"makes {answer.m} tokens"
+    else:
+        made = "lets all tokens run" if answer is None else f"lets {len(answer.running)} tokens run"
+    size = f"On {N} tokens of width {D} with {K} asked for, it {made} with {work}; {matrix}."
     reads = []
     if "attention" in card.needs:
         reads.append(
@@ -329,6 +350,10 @@ def cost(cls: Any) -> str:
         reads.append("The keys of the same block are read, not computed.")
     if card.stages[0] in ("input", "encoder"):
         reads.append("The tower has fewer tokens to process as well.")
+    if {"last_row", "text_rows"} & set(card.needs):
+        reads.append("Only the rows it looks at are turned into attention again; sdpa and flash stay on.")
+    if "ahead_row" in card.needs:
+        reads.append("The next layer's projections run once more, on the tokens that are left.")
     return " ".join([size, *reads])
 
 

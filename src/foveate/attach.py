@@ -324,6 +324,7 @@ class Run:
                     None if p.positions is None else p.positions.to("cpu"),
                     p.marks,
                     () if strip is None else tuple((layer, tokens.to("cpu")) for layer, tokens in strip.trace),
+                    () if strip is None else tuple(strip.merges),
                     float(counts[-1]) if strip is None else strip.average(depth),
                 )
             )

@@ -34,6 +34,7 @@ class ImageReport:
         marks: what the steps said of the tokens that are left, by name: (tokens_out,), on the model's device.
         layers: (decoder layer, tokens of the image that run from there on, on the CPU) wherever a step changed that between
             the layers; ``kept`` are those that entered the language model.
+        merges: (decoder layer, reduction of the tokens that were left before it) wherever tokens were merged there.
         average: content tokens that run, averaged over the decoder layers.
     """
 
@@ -58,6 +59,7 @@ class ImageReport:
     positions: Tensor | None = field(default=None, repr=False, compare=False)
     marks: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
     layers: tuple[tuple[int, Tensor], ...] = field(default=(), repr=False, compare=False)
+    merges: tuple[tuple[int, Reduction], ...] = field(default=(), repr=False, compare=False)
     average: float = 0.0
 
     @property

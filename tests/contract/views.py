@@ -50,12 +50,18 @@ def view(shape: str = "square", k: int | None = None, dtype: torch.dtype = torch
         ),
         "pixels": Extra(torch.randn(n, 3 * 4, generator=draw)),
         "vocabulary": Extra(torch.randn(50, WIDTH, generator=draw)),
+        "last_row": Extra(torch.randn(HEADS, n, generator=draw).softmax(-1), 0, "last prompt token"),
+        "ahead_row": Extra(torch.randn(HEADS, n, generator=draw).softmax(-1), 1, "last prompt token"),
+        "text_rows": Extra(torch.randn(HEADS, WORDS, n, generator=draw).softmax(-1), 0, "text after the image"),
+        "text": Extra(torch.randn(WORDS, WIDTH, generator=draw)),
+        "layer_keys": Extra(torch.randn(n, 2 * KEY_WIDTH, generator=draw)),
+        "text_keys": Extra(torch.randn(WORDS, 2 * KEY_WIDTH, generator=draw)),
     }
     assert set(extras) == set(NEEDS), "a new need: give the views one"
     extras = {name: replace(extra, value=extra.value.to(dtype)) for name, extra in extras.items()}
     if shape in BARE:
         return View(x.to(dtype), k, extras=extras)
-    return View(x.to(dtype), k, tile=tile, row=row, col=col, extras=extras)
+    return View(x.to(dtype), k, tile=tile, row=row, col=col, extras=extras, layer=2, depth=4)
 
 
 def size(shape: str) -> int:

@@ -68,7 +68,7 @@ def _states(report: ImageReport) -> np.ndarray:
     reduction = getattr(report, "reduction", None)
     if reduction is not None and reduction.weight is not None:  # without weights, slots are copies: nothing was merged
         states[reduction.src.cpu().numpy()] = FED
-    states[report.kept.cpu().numpy()] = KEPT
+    states[report.survivors.cpu().numpy()] = KEPT
     return states
 
 

@@ -20,6 +20,7 @@ from ..method import BETWEEN, LayerMethod
 from ..plan import Plan, Step
 from . import cache as caches
 from . import tap
+from .follow import token_types
 from .picture import Picture
 from .prefill import Later, Prefill
 from .prompt import Base, all_alive, check_mask
@@ -133,7 +134,8 @@ def prefill(
             where=where,
             hint="model.gradient_checkpointing_disable(), or a method before the language model",
         )
-    text = base.take(text_columns(kwargs) & ~family.placeholders(kwargs["input_ids"], kwargs))
+    types = {name: mine for name, (_, mine) in token_types(kwargs).items()}
+    text = base.take(text_columns(kwargs) & ~family.placeholders(kwargs["input_ids"], kwargs | types))
     strips = [
         Strip.of(row, picture, base.columns(row, picture), row % repeat == 0)
         for row in range(len(text))

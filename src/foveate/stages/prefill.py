@@ -316,7 +316,7 @@ class Prefill(Later):
     def drop_labels(self) -> None:
         """Labels that are predicted from a column that did not run in the last layer do not count."""
         if self.labels is not None and self.cut is not None:
-            ran = torch.zeros_like(self.valid).scatter(1, self.cut.index, self.cut.alive) | ~self.valid
+            ran = torch.zeros_like(self.valid).scatter(1, self.cut.index, self.cut.alive)
             self.labels[:, 1:][~ran[:, :-1].to(self.labels.device)] = IGNORED
 
     def remember(self, cache: Any) -> None:

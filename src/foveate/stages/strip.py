@@ -31,6 +31,7 @@ class Strip:
         steps: (content tokens asked, content tokens left) of each step of the plan so far.
         course: (layer, content tokens that run from there on), beginning with layer 0.
         trace: (layer, tokens of the picture that run from there on) at every stop that changed something.
+        merges: (layer, reduction of the tokens that were left, structure included) wherever tokens were merged.
         capped: whether a step asked for more tokens than there were.
         counts: whether it is the one that reports tell of, where a prompt has several rows.
     """
@@ -50,6 +51,7 @@ class Strip:
     steps: list[tuple[int, int]] = field(default_factory=list)
     course: list[tuple[int, int]] = field(default_factory=list)
     trace: list[tuple[int, Tensor]] = field(default_factory=list)
+    merges: list[tuple[int, Reduction]] = field(default_factory=list)
     capped: bool = False
     counts: bool = True
 
@@ -116,6 +118,8 @@ class Strip:
         self.layout = follow_layout(self.layout, lifted.anchor.to("cpu"))
         self.marks = {name: mark[answer.anchor] for name, mark in self.marks.items()}
         self.reduction = lifted if self.reduction is None else self.reduction.then(lifted)
+        if not lifted.is_drop:
+            self.merges.append((layer, lifted))
         self.running = None
         self._note(layer, answer.m)
         return lifted
