@@ -3,7 +3,7 @@ import torch
 
 from foveate import Plan
 from foveate.errors import PlanError
-from foveate.methods.dart import DART, unlike
+from foveate.methods.dart import DART
 from foveate.tokens import Extra, View
 
 ANGLES = torch.deg2rad(torch.tensor([0.0, 30, 60, 90, 120, 150]))
@@ -29,13 +29,6 @@ def test_l1_not_l2():
     x = torch.tensor([[5.0, 0.0], [3.0, 3.0], [0.0, 1.0]])
     one = View(x, 1, extras={"question": Extra(torch.zeros(0, 2))})
     assert DART()(one).anchor.tolist() == [1]
-
-
-def test_shares_are_rounded_up_and_the_last_gets_what_is_left():
-    likeness = torch.tensor([[0.0, 0.1, 0.2, 0.3, 0.4], [0.4, 0.3, 0.2, 0.1, 0.0]])
-    assert unlike(likeness, torch.tensor([4]), 4).tolist() == [4, 0, 1, 3]
-    assert unlike(likeness, torch.tensor([4]), 5).tolist() == [4, 0, 1, 3, 2]
-    assert unlike(likeness, torch.tensor([4]), 1).tolist() == [4]
 
 
 def test_a_question_without_words():

@@ -12,10 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from ..method import Card, Method
-from ..parts.select import top
+from ..parts.pivots import strongest, unlike
 from ..parts.similarity import unit
 from ..tokens import Reduction, View
 
@@ -59,33 +58,7 @@ class DART(Method):
     def __call__(self, view: View) -> Reduction:
         rows, _ = unit(view.x)
         words = view.need("question")
-        own = _strongest(view.x, min(self.pivots, view.k))
-        told = unit(words[_strongest(words, self.words)])[0]
+        own = strongest(view.x, min(self.pivots, view.k))
+        told = unit(words[strongest(words, self.words)])[0]
         likeness = torch.cat([rows[own], told.to(rows.dtype)]) @ rows.mT  # (p, n)
         return Reduction.drop(unlike(likeness, own, view.k).sort().values, view.n)
-
-
-def _strongest(x: Tensor, k: int) -> Tensor:
-    """(k,) rows of (n, d) with the largest L1 norm, strongest first."""
-    norm = x.float().abs().sum(1)
-    best = top(norm, k)
-    return best[norm[best].sort(descending=True, stable=True).indices]
-
-
-def unlike(likeness: Tensor, kept: Tensor, k: int) -> Tensor:
-    """Tokens that resemble pivots least, pivot by pivot, each taking an equal share of those not yet taken.
-
-    Args:
-        likeness: (p, n) cosine of every pivot with every token, pivots in the order of their turns.
-        kept: (m,) tokens that stay in any case.
-        k: tokens to keep in all, m <= k <= n.
-
-    Returns:
-        (k,) distinct indices: ``kept``, then pivot by pivot, least similar first.
-    """
-    share = -((len(kept) - k) // len(likeness))  # rounded up
-    for row in likeness:
-        few = min(share, k - len(kept))
-        free = row.index_fill(0, kept, torch.inf)
-        kept = torch.cat([kept, free.sort(stable=True).indices[:few]])
-    return kept
