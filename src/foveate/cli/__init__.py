@@ -11,6 +11,7 @@ from ..errors import FoveateError
 from .bench import app as bench
 from .catalogue import families, method, methods
 from .demo import demo
+from .flops import flops
 from .new import new
 from .run import run
 from .testbed import app as testbed
@@ -48,7 +49,7 @@ def about(
     """Compress the visual tokens of vision-language models, on unmodified transformers."""
 
 
-for command in (demo, methods, method, families, run, new):
+for command in (demo, methods, method, families, run, flops, new):
     app.command()(command)
 app.add_typer(bench, name="bench")
 app.add_typer(testbed, name="testbed")
