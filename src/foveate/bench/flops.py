@@ -28,8 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from ..attach import compress
-from ..families.wrapped import unwrapped
+from ..attach import _unwrapped, compress
 from ..errors import UnsupportedError
 from ..families import Family, adapt
 from ..plan import Plan
@@ -112,7 +111,7 @@ def count(
 
 
 def _count(model: Any, inputs: dict[str, Any], plan: Plan | None, processor: Any, stock: Flops | None = None) -> Flops:
-    inner, modules = unwrapped(model)
+    inner, modules = _unwrapped(model)
     meter = _Meter(adapt(inner), inner, modules)
     with ExitStack() as stack:
         stack.enter_context(meter.outside())
