@@ -114,6 +114,8 @@ NEED = {
     "text": "states of the text after the image",
     "layer_keys": "keys of the layer before",
     "text_keys": "keys of the text after the image in the layer before",
+    "window_rows": "the attention of the prompt's last tokens in every layer",
+    "received": "the attention that every entry receives from all tokens, in every layer",
 }
 COUNT = {
     "fixed": "exactly the budget",
@@ -123,6 +125,7 @@ COUNT = {
 BUDGET = {
     "left": "the tokens that are left at the end",
     "mean": "the mean over the language model's layers",
+    "entries": "entries of the cache, text included, for each key head",
 }
 STAGE = {
     "input": "before the tower",
@@ -219,7 +222,8 @@ def method_page(cls: Any) -> str:
         first = options[0]
         parts.append("## Options\n\n" + table(["option", "default", "meaning"], rows))
         parts.append(f"In a plan: `{card.name}:keep=64,{first['name']}={first['default']}`.\n")
-    parts.append(f"## Cost\n\n{cost(cls)}\n")
+    if made := cost(cls):
+        parts.append(f"## Cost\n\n{made}\n")
     if card.differences:
         heading = "Differences from the paper" if card.paper else "Notes"
         parts.append(f"## {heading}\n\n" + "\n".join(f"- {line}" for line in card.differences) + "\n")
@@ -291,7 +295,8 @@ def cost(cls: Any) -> str:
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils.flop_counter import FlopCounterMode
 
-    from foveate import Extra, Reduction, View
+    from foveate import Extra, Recipe, Reduction, View
+    from foveate.method import CacheMethod
 
     class Square(TorchDispatchMode):
         """Notes whether a matrix with the tokens along both sides is ever made."""
@@ -304,6 +309,8 @@ def cost(cls: Any) -> str:
                 self.seen |= isinstance(one, torch.Tensor) and sum(side == N for side in one.shape) > 1
             return out
 
+    if issubclass(cls, (Recipe, CacheMethod)):
+        return ""
     gen = torch.Generator().manual_seed(0)
     extras = {
         "attention": Extra(torch.rand(HEADS, N, generator=gen)),

@@ -7,9 +7,9 @@ the model: what a call has to tell its cache travels in its arguments, and a con
 
 from __future__ import annotations
 
-import inspect
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,10 +17,11 @@ from torch import nn
 
 from .errors import UnsupportedError
 from .families import Family, adapt
+from .families.wrapped import named, unwrapped
 from .plan import Plan
 from .report import ImageReport, Report, Stopwatch
 from .stages import cache as caches
-from .stages import connector, encoder, layers, prompt
+from .stages import connector, encoder, evict, layers, prompt
 from .stages.picture import Picture
 from .stages.positions import Rotary
 from .stages.question import Question, Relevance, Turns, question_ids, special_ids, text_columns
@@ -28,7 +29,7 @@ from .stages.strip import Strip
 from .tokens import Kind
 
 PIXELS = ("pixel_values", "pixel_values_videos", "pixel_values_images", "image_patches")
-READY = ("input", "encoder", "connector", "layers")  # stages that exist
+READY = ("input", "encoder", "connector", "layers", "cache")  # stages that exist
 VIDEO = "video is not compressed yet: it passed untouched"
 
 
@@ -83,7 +84,7 @@ class Run:
 
     def __init__(self, model: nn.Module, plan: Plan, processor: Any = None, relevance: Relevance | None = None) -> None:
         self.plan = plan
-        self.model, modules = _unwrapped(model)
+        self.model, modules = unwrapped(model)
         if (other := _run_on(self.model)) is not None:
             raise UnsupportedError(
                 f"{type(self.model).__name__} is already compressed by {other.plan}",
@@ -105,14 +106,15 @@ class Run:
         self._last: Report | None = None
         self._undo: list[Callable[[], None]] = []
         self._rotary: Rotary | None = None
+        self._inside = bool(layers.steps_of(plan) or evict.steps_of(plan))
         try:
             if plan.carried:
                 self._rotary = Rotary(self.family, plan.carried, self._undo)
             encoder.watch(self.family, plan, self._undo, Stopwatch, self._relevance is not None)
-            self._between = layers.steps_of(plan)
-            if self._between:
-                layers.check(self.family, self._between)
-                layers.hook(self.family, self._between, self._here, self._undo)
+            if self._inside:
+                layers.check(self.family, layers.steps_of(plan))
+                evict.check(self.family, evict.steps_of(plan))
+                layers.hook(self.family, layers.steps_of(plan), evict.steps_of(plan), self._here, self._undo)
             for module in modules:
                 self._undo.append(module.register_forward_pre_hook(self._before, with_kwargs=True).remove)
                 after = module.register_forward_hook(self._after, with_kwargs=True, always_call=True)
@@ -155,7 +157,7 @@ class Run:
     # -- one call --------------------------------------------------------------------------------------------------
 
     def _before(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]):
-        kwargs = _named(module, args, kwargs)
+        kwargs = named(module, args, kwargs)
         past = kwargs.get("past_key_values")
         memory = caches.memory_of(past)
         images = (kwargs.get("mm_encoder_outputs") or {}).get("image")
@@ -163,10 +165,18 @@ class Run:
             return None  # a wrapper around the model was called, and its hook has done the work
         self._here.call, self._here.close = None, []
         new = self._prompt(kwargs, past, memory)
-        if self._between and self._here.call is None and memory is not None and layers.shortened(past):
-            memory.prepared = True
-            fresh = (new["input_ids"] if new.get("input_ids") is not None else new["inputs_embeds"]).shape[1]
-            self._here.call = layers.Later(self.family, caches.stored_columns(past), fresh)
+        if self._inside and self._here.call is None:
+            if memory is not None and layers.shortened(past):
+                memory.prepared = True
+                fresh = (new["input_ids"] if new.get("input_ids") is not None else new["inputs_embeds"]).shape[1]
+                self._here.call = layers.Later(self.family, caches.stored_columns(past), fresh)
+            elif evict.steps_of(self.plan) and (ids := new.get("input_ids")) is not None and _empty(past):
+                # A prompt without pictures has a cache all the same.
+                base, none = prompt.Base.of(new), [list[Picture]() for _ in ids]
+                new, call = layers.prefill(self.family, self.plan, new, new, none, 1, base, past, Stopwatch)
+                self._here.call = call
+                report = self._summary([], ids.shape[1], ids.shape[1], (), call.took, [])
+                self._here.close.append(lambda: self._done(_told(report, call)))
         if self._rotary is not None:
             ending = _ending(new)
             self._rotary.during(None if ending is None else ending.carried)
@@ -191,6 +201,8 @@ class Run:
             if ending is None:
                 caches.remember(cache, 0, call.alive, None, False)
             call.remember(cache)
+            if call.evictor is not None:
+                call.evictor.finish(cache)
         for each in close:
             each()
 
@@ -229,7 +241,7 @@ class Run:
         before = after = kwargs["input_ids"].shape[1]
         if all(p.reduction is None for p in pictures):
             new = prompt.continued(self.family, self.plan, kwargs, past, memory)
-            base = prompt.Base.of(kwargs) if self._between else None
+            base = prompt.Base.of(kwargs) if self._inside else None
         else:
             count = 0 if self._rotary is None else self._rotary.count
             new = prompt.shortened(self.family, self.plan, kwargs, output, prompts, repeat, past, memory, count)
@@ -239,12 +251,14 @@ class Run:
         def seconds() -> float:
             return stop() + sum(each() for each in clocks)
 
-        if self._between and pictures:
+        if self._inside and pictures:
             assert base is not None
             new, call = layers.prefill(self.family, self.plan, kwargs, new, prompts, repeat, base, past, Stopwatch)
             self._here.call, clocks, strips = call, [*clocks, call.took], call.strips
             # What happens between the layers is known when they have run.
-            self._here.close.append(lambda: self._done(self._summary(pictures, before, after, notes, seconds, strips)))
+            self._here.close.append(
+                lambda: self._done(_told(self._summary(pictures, before, after, notes, seconds, strips), call))
+            )
         else:
             self._done(self._summary(pictures, before, after, notes, seconds, strips))
         return given if new is kwargs and not pixels else new
@@ -334,7 +348,7 @@ class Run:
                 f"a merged token carries {self._rotary.count} positions, not {self.plan.carried}, which does not divide the "
                 f"frequencies of the rotary embedding: {sections}",
             )
-        return Report(str(self.plan), tuple(images), before, after, self.family.decoder_layers(), notes, seconds)
+        return Report(str(self.plan), tuple(images), before, after, depth, notes, _seconds=seconds)
 
 
 def _ending(kwargs: dict[str, Any]) -> prompt.Ending | None:
@@ -342,41 +356,21 @@ def _ending(kwargs: dict[str, Any]) -> prompt.Ending | None:
     return getattr((kwargs.get("mm_encoder_outputs") or {}).get("image"), prompt.ENDING, None)
 
 
-def _unwrapped(model: Any) -> tuple[Any, list[nn.Module]]:
-    """The transformers model, and the modules through which it is called, outermost first.
-
-    A PEFT tuner calls ``forward`` of the model that it wraps, past its hooks, while ``generate`` goes to the model.
-    """
-    if not isinstance(model, nn.Module):
-        raise UnsupportedError(f"{type(model).__name__} is not a model", hint="pass pipeline.model, not the pipeline")
-    from transformers import PreTrainedModel
-
-    tuner: Any = model
-    inner: Any = model
-    if hasattr(model, "peft_config") and not isinstance(model, PreTrainedModel):
-        whole = hasattr(model, "get_base_model")
-        tuner, inner = (tuner.base_model, inner.get_base_model()) if whole else (tuner, inner.model)
-    if not hasattr(inner, "config") or not hasattr(inner, "get_input_embeddings"):
-        raise UnsupportedError(
-            f"{type(inner).__name__} is not a transformers model", hint="AutoModelForImageTextToText.from_pretrained"
-        )
-    return inner, list(dict.fromkeys([tuner, inner]))  # prompt tuning has no tuner in between
-
-
 def _run_on(model: nn.Module) -> Run | None:
     hooks: Iterator[Any] = (getattr(hook, "__self__", None) for hook in model._forward_pre_hooks.values())
     return next((owner for owner in hooks if isinstance(owner, Run)), None)
 
 
-def _named(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Positional arguments of a forward call by name, next to the keyword ones."""
-    if not args:
-        return kwargs
-    bound = inspect.signature(module.forward).bind_partial(*args).arguments
-    extra = bound.pop("kwargs", {})
-    if "args" in bound:
-        raise UnsupportedError(f"{type(module).__name__} takes unnamed arguments", hint="pass input_ids=... by name")
-    return {**bound, **extra, **kwargs}
+def _told(report: Report, call: layers.Prefill) -> Report:
+    """A report, with what became of the cache."""
+    evictor = call.evictor
+    if evictor is None or not evictor.thinned:
+        return report
+    return replace(report, cache=tuple(evictor.thinned), cache_bytes=(evictor.before, evictor.after))
+
+
+def _empty(cache: Any) -> bool:
+    return cache is None or cache.get_seq_length() == 0
 
 
 def _cache_in(output: Any) -> Any:

@@ -22,26 +22,22 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from .budget import Budget
+from .entries import Entries, Eviction
 from .errors import MethodError, PlanError
 from .tokens import Reduction, Route, View
 
 STAGES = ("input", "encoder", "connector", "layers", "cache")
 RESERVED = ("keep", "at", "split")  # what plan text says about any step; no option may bear these names
-NEEDS: tuple[str, ...] = ("attention", "early", "keys", "question", "values", "value_attention", "pixels", "vocabulary")
-BETWEEN = (
-    "last_row",
-    "ahead_row",
-    "text_rows",
-    "text",
-    "layer_keys",
-    "text_keys",
-)  # between the language model's layers
-NEEDS += BETWEEN
+# Read in the vision tower or known before the language model; between its layers; in its cache, besides "text_rows".
+BEFORE = ("attention", "early", "keys", "question", "values", "value_attention", "pixels", "vocabulary")
+BETWEEN = ("last_row", "ahead_row", "text_rows", "text", "layer_keys", "text_keys")
+CACHED = ("window_rows", "received")
+NEEDS = (*BEFORE, *BETWEEN, *CACHED)
 CHOICES = {
     "features": ("before", "after"),
     "guidance": ("none", "question"),
     "count": ("fixed", "grid", "content"),
-    "budget": ("left", "mean"),
+    "budget": ("left", "mean", "entries"),
     "touches": ("visual", "all"),
     "positions": ("original", "contiguous"),
     "training": ("none", "learned"),
@@ -88,9 +84,11 @@ class Card:
             the text after the image in the layer before; "ahead_row" (h, n), that of the last prompt token as the next
             layer will compute it; "text" (q, d), states of that text; "layer_keys" (n, c) and "text_keys" (q, c), keys of
             all key heads of the layer before, side by side.
+            In the cache: "window_rows", "text_rows", "received", see :class:`foveate.entries.Entries`.
         guidance: "none", or "question" if the text decides.
         count: "fixed" (exactly the budget), "grid" (nearest grid within it) or "content" (the input decides).
-        budget: what keep counts: tokens "left" after its last stop, or their "mean" over the language model's layers.
+        budget: what keep counts: tokens "left" after its last stop, their "mean" over the language model's layers, or
+            "entries" of the cache, text included.
         touches: "visual" tokens only, or "all".
         positions: what the paper used.
         training: "none" or "learned".
@@ -134,8 +132,12 @@ class Method(ABC):
     card: ClassVar[Card]
 
     @abstractmethod
-    def __call__(self, view: View) -> Reduction:
-        """Reduce ``view.n`` content tokens to ``view.k`` slots (the card's ``count`` says how exactly)."""
+    def __call__(self, view: Any, /) -> Any:
+        """From a :class:`~foveate.tokens.View` of n tokens to a :class:`~foveate.tokens.Reduction` to k slots.
+
+        The card's ``count`` says how exactly k is met. Between the layers and at the cache other answers are allowed, and
+        at the cache it is shown something else: see :class:`LayerMethod` and :class:`CacheMethod`.
+        """
 
     @property
     def settled(self) -> bool:
@@ -238,8 +240,52 @@ class LayerMethod(Method):
         return {}
 
     @abstractmethod
-    def __call__(self, view: View) -> Reduction | Route | None:  # type: ignore[override]
+    def __call__(self, view: View) -> Reduction | Route | None:
         """What happens to the tokens before layer ``view.layer``."""
+
+
+@dataclass(frozen=True)
+class CacheMethod(Method):
+    """A method that thins out the key/value cache once a prompt is in it, and perhaps while answers are decoded.
+
+    ``keep`` counts the entries of a prompt, text included, that a layer keeps for each key head: on average, if
+    :meth:`allot` gives some layers more than others. An entry that goes is seen by no later token; memory is freed.
+    """
+
+    @property
+    def window(self) -> int:
+        """How many of the last prompt tokens "window_rows" are read of."""
+        return 1
+
+    @property
+    def evicts(self) -> bool:
+        """Whether entries go while decoding, too: as many as come."""
+        return False
+
+    def score(self, entries: Entries) -> Tensor | None:
+        """(h, n) the higher the better; asked of every layer while its attention is at hand. None: it needs none."""
+        return None
+
+    def measure(self, entries: Entries) -> float:
+        """A number per layer by which :meth:`allot` may share the budget; asked when :meth:`score` is."""
+        return 0.0
+
+    def allot(self, k: int, n: int, measures: Sequence[float]) -> Sequence[int]:
+        """Entries to keep in each layer. k: on average; n: entries; measures: of each layer that is thinned out."""
+        return [k] * len(measures)
+
+    @abstractmethod
+    def __call__(self, entries: Entries, score: Tensor | None = None) -> Eviction:
+        """What stays of a layer's entries. score: what :meth:`score` said of them."""
+
+    def oldest(self, score: Tensor | None, alive: Tensor) -> Tensor:
+        """(b, h) slot whose entry goes at a step of decoding, of a layer that holds one more than its budget.
+
+        Args:
+            score: (b, h, s) what :meth:`score` said of each entry, and what the steps since gave it; None without.
+            alive: (b, s) False for slots that hold nothing.
+        """
+        raise NotImplementedError(f"{self.name} does not evict while decoding")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .entries import Thinned
 from .tokens import Reduction
 
 
@@ -79,6 +80,8 @@ class Report:
         sequence_in, sequence_out: columns of the batch before and after, padding included.
         layers: decoder layers, for :attr:`layer_average`.
         notes: what passed untouched, and why.
+        cache: what stayed of each layer's entries, prompt by prompt, where a step thinned out the cache.
+        cache_bytes: what keys and values took up before and after that, measured; None if no step did.
     """
 
     plan: str
@@ -87,6 +90,8 @@ class Report:
     sequence_out: int
     layers: int
     notes: tuple[str, ...] = ()
+    cache: tuple[Thinned, ...] = field(default=(), repr=False, compare=False)
+    cache_bytes: tuple[int, int] | None = None
     _seconds: Callable[[], float] = field(default=lambda: 0.0, repr=False, compare=False)
 
     @property
@@ -121,6 +126,7 @@ class Report:
             "sequence_in": self.sequence_in,
             "sequence_out": self.sequence_out,
             "seconds": self.seconds,
+            "cache_bytes": self.cache_bytes,
             "notes": list(self.notes),
             "images": [
                 {
@@ -153,6 +159,9 @@ class Report:
             lines.append(f"sample {i.sample} image {i.ordinal}: {steps} tokens{extra}{short}")
         lines.append(f"sequence  {self.sequence_in} -> {self.sequence_out} columns")
         lines.append(f"average   {self.layer_average:.1f} tokens per image and decoder layer")
+        if self.cache_bytes is not None:
+            before, after = (n / 2**20 for n in self.cache_bytes)
+            lines.append(f"cache     {before:.1f} -> {after:.1f} MiB of keys and values")
         lines.append(f"choosing  {self.seconds * 1e3:.1f} ms")
         return "\n".join(lines + [f"note      {note}" for note in self.notes])
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from foveate.method import NEEDS, Method
+from foveate.method import BEFORE, BETWEEN, Method
 from foveate.tokens import Extra, View
 
 WIDTH, HEADS, KEY_WIDTH, WORDS = 16, 4, 8, 5
@@ -57,11 +57,14 @@ def view(shape: str = "square", k: int | None = None, dtype: torch.dtype = torch
         "layer_keys": Extra(torch.randn(n, 2 * KEY_WIDTH, generator=draw)),
         "text_keys": Extra(torch.randn(WORDS, 2 * KEY_WIDTH, generator=draw)),
     }
-    assert set(extras) == set(NEEDS), "a new need: give the views one"
+    assert set(extras) == {*BEFORE, *BETWEEN}, "a new need: give the views one"
     extras = {name: replace(extra, value=extra.value.to(dtype)) for name, extra in extras.items()}
     if shape in BARE:
         return View(x.to(dtype), k, extras=extras)
     return View(x.to(dtype), k, tile=tile, row=row, col=col, extras=extras, layer=2, depth=4)
+
+
+NEEDS = (*BEFORE, *BETWEEN)
 
 
 def size(shape: str) -> int:

@@ -28,9 +28,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from ..attach import _unwrapped, compress
+from ..attach import compress
 from ..errors import UnsupportedError
 from ..families import Family, adapt
+from ..families.wrapped import unwrapped
 from ..plan import Plan
 from ..stages import tap
 
@@ -111,7 +112,7 @@ def count(
 
 
 def _count(model: Any, inputs: dict[str, Any], plan: Plan | None, processor: Any, stock: Flops | None = None) -> Flops:
-    inner, modules = _unwrapped(model)
+    inner, modules = unwrapped(model)
     meter = _Meter(adapt(inner), inner, modules)
     with ExitStack() as stack:
         stack.enter_context(meter.outside())

@@ -79,6 +79,6 @@ class DyVTE(LayerMethod):
         row = view.marks.get(CALM, torch.zeros(view.n, dtype=torch.long, device=view.x.device))
         return {CALM: torch.where(self.score(view).sum() < self.tau, row + 1, 0)}
 
-    def __call__(self, view: View) -> Reduction | None:  # type: ignore[override]
+    def __call__(self, view: View) -> Reduction | None:
         row = view.marks[CALM] if CALM in view.marks else self.carry(view)[CALM]
         return Reduction.nothing(view.n, view.x.device) if bool(row[0] >= self.patience) else None

@@ -88,7 +88,7 @@ class MustDropFilter(LayerMethod):
             return {}
         return {LIMITED: torch.full((view.n,), view.k < view.n, device=view.x.device)}
 
-    def __call__(self, view: View) -> Reduction | None:  # type: ignore[override]
+    def __call__(self, view: View) -> Reduction | None:
         rows = view.need("text_rows").float().mean(0)  # (q, n)
         passes = self.passes(rows)
         key = view.marks.get("key", torch.zeros_like(passes))

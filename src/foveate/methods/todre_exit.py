@@ -73,6 +73,6 @@ class ToDREExit(LayerMethod):
         """(n,) attention that each token gets, mean over heads and text; their sum is the picture's share."""
         return known(view.need("text_rows").float().mean((0, 1)))
 
-    def __call__(self, view: View) -> Reduction | None:  # type: ignore[override]
+    def __call__(self, view: View) -> Reduction | None:
         gone = bool(self.score(view).sum() < self.tau)
         return Reduction.nothing(view.n, view.x.device) if gone else None

@@ -129,6 +129,7 @@ def _logical(base: Any) -> Any:
         memory: Memory | None = None
         leads: bool = False  # one layer tells the memory what happens to all of them
         columns: Columns | None = None  # if it holds fewer than the base columns
+        ledger: Any = None  # of a method that evicts while decoding
 
         @contextmanager
         def _physical(self) -> Iterator[int]:
@@ -184,7 +185,7 @@ def _logical(base: Any) -> Any:
 
         def reset(self) -> None:
             super().reset()
-            self.removed, self.columns = 0, None
+            self.removed, self.columns, self.ledger = 0, None, None
             if self.memory is not None:
                 self.memory.__init__(0, self.memory.alive[:, :0])  # type: ignore[misc]
 
@@ -203,8 +204,9 @@ def _logical(base: Any) -> Any:
         def _tell(self, change: Callable[[Tensor], Tensor]) -> None:
             if self.leads and self.memory is not None:
                 self.memory.each_row(change)
-            if self.columns is not None:
-                self.columns.each_row(change)
+            for each in (self.columns, self.ledger):
+                if each is not None:
+                    each.each_row(change)
 
         def __reduce__(self):  # no module holds this class: copies and pickles make it again
             return _empty, (base,), self.__dict__

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from ..errors import MethodError
 from ..tokens import Extra
-from . import tap
+from .seen import Seen
 from .strip import Strip
 
 if TYPE_CHECKING:
-    from .prefill import Prefill, Seen
+    from .prefill import Prefill
 
 Look = Callable[[str, Strip, Tensor], Extra]
 
@@ -66,10 +66,10 @@ class Glance:
             if need.endswith("keys"):
                 key = seen.key[row]
                 at = slot[columns if need == "layer_keys" else asks]
-                rows = key[:, key.shape[1] - seen.query.shape[2] + at.clamp(min=0)] * (at >= 0)[:, None]
+                rows = key[:, seen.first + at.clamp(min=0)] * (at >= 0)[:, None]
                 return Extra(rows.transpose(0, 1).flatten(1), seen.layer, "all key heads side by side")
             one = need != "text_rows"
-            weights = _attention(seen, row, slot[asks[-1:] if one else asks], slot[columns])
+            weights = seen.rows(row, slot[asks[-1:] if one else asks], slot[columns])
             domain = ("last prompt token" if one else "text after the image") + ", over all it sees"
             return Extra(weights[:, 0] if one else weights, seen.layer, domain)
 
@@ -103,20 +103,3 @@ class Glance:
         """End the layer if it ran for its queries and keys alone."""
         if self.stops_at == number:
             raise _EnoughError
-
-
-def _attention(seen: Seen, row: int, asks: Tensor, tokens: Tensor) -> Tensor:
-    """(h, q, n) attention of query slots to token slots; 0 for tokens whose slot is -1."""
-    key, total = seen.key[row : row + 1], seen.key.shape[2]
-    first = total - seen.query.shape[2]
-    mask = seen.mask
-    if mask is None:
-        visible = torch.arange(total, device=key.device) <= first + asks[:, None]
-        mask = visible[None, None]
-    elif mask.ndim == 2:
-        visible = torch.arange(total, device=key.device) <= first + asks[:, None]
-        mask = (visible & mask[row, -total:].bool())[None, None]
-    else:
-        mask = mask[row if len(mask) > 1 else 0, :, :, -total:][None][:, :, asks]
-    weights = tap.rows(seen.query[row : row + 1][:, :, asks], key, seen.scale, mask)[0]
-    return weights[..., first + tokens.clamp(min=0)] * (tokens >= 0)

@@ -19,7 +19,7 @@ from ..families import Family
 from ..method import BETWEEN, LayerMethod
 from ..plan import Plan, Step
 from . import cache as caches
-from . import tap
+from . import evict, tap
 from .follow import token_types
 from .picture import Picture
 from .prefill import Later, Prefill
@@ -62,10 +62,23 @@ def shortened(cache: Any) -> bool:
     return any(caches.columns_of(layer) is not None for layer in getattr(cache, "layers", ()))
 
 
-def hook(family: Family, steps: Sequence[Step], shelf: threading.local, undo: list[Callable[[], None]]) -> None:
-    """Hook the layers, so that the call on ``shelf`` is asked before and after each. undo: gets what ends it."""
+def hook(
+    family: Family,
+    steps: Sequence[Step],
+    evictions: Sequence[Step],
+    shelf: threading.local,
+    undo: list[Callable[[], None]],
+) -> None:
+    """Hook the layers, so that the call on ``shelf`` is asked before and after each.
+
+    Args:
+        steps, evictions: of the plan, between the layers and on the cache.
+        undo: gets what ends it.
+    """
     looked: set[int] = set()
     layers = family.layers()
+    if any(step.method.card.needs for step in evictions):
+        looked |= {number for number in range(len(layers)) if evict.thinned(family, number)}
     for step in steps:
         needs, stops = set(step.method.card.needs), step.method.stops(len(layers))  # type: ignore[attr-defined]
         looked |= set(stops) if "ahead_row" in needs else set()
@@ -80,7 +93,7 @@ def hook(family: Family, steps: Sequence[Step], shelf: threading.local, undo: li
 
         def after(module, args, kwargs, output):
             call = getattr(shelf, "call", None)
-            return None if call is None else call.after(number, output)
+            return None if call is None else call.after(number, kwargs, output)
 
         undo.append(layer.register_forward_pre_hook(before, with_kwargs=True).remove)
         undo.append(layer.register_forward_hook(after, with_kwargs=True).remove)
@@ -136,6 +149,8 @@ def prefill(
         )
     types = {name: mine for name, (_, mine) in token_types(kwargs).items()}
     text = base.take(text_columns(kwargs) & ~family.placeholders(kwargs["input_ids"], kwargs | types))
+    ends = base.take(text_columns(kwargs)).long()
+    ends = ends.shape[1] - ends.flip(1).argmax(1)  # column after the last of the prompt
     strips = [
         Strip.of(row, picture, base.columns(row, picture), row % repeat == 0)
         for row in range(len(text))
@@ -145,6 +160,8 @@ def prefill(
     call = Prefill(family, stored, base.valid.shape[1], steps_of(plan), strips, text, base, clock)
     memory = caches.memory_of(past)
     call.alive = all_alive(kwargs, base.valid, past, memory)
+    for step in evict.steps_of(plan):
+        call.evictor = evict.Evictor(family, step, call, ends)
     if memory is not None:
         memory.prepared = True
     if isinstance(labels := new.get("labels"), Tensor):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,10 +15,12 @@ from ..method import LayerMethod
 from ..plan import Step
 from ..tokens import Reduction, Route, View
 from . import cache as caches
+from .evict import Evictor
 from .fit import Keys, mask_for, table_for
 from .follow import IGNORED, Cut
 from .glance import Glance
 from .prompt import Base
+from .seen import Seen
 from .strip import Strip
 
 TAKEN = ("position_ids", "text_position_ids")
@@ -39,10 +41,13 @@ class Later:
         self.kernel = model.config.get_text_config()._attn_implementation or "eager"
         self.where = f"stage layers, family {family.name}"
         self._fitted: dict[Any, tuple[Any, Any]] = {}
+        self.ledgers: dict[int, Any] = {}
 
     def before(self, number: int, layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple | None:
         """The arguments of a layer, fitted to what its cache holds; None if it holds everything."""
         held, mask = _held(kwargs, number), kwargs.get("attention_mask")
+        if held is not None and held.ledger is not None:
+            self.ledgers[number] = held.ledger
         plain = mask is None and self.fresh == 1  # one new token sees all that is stored
         if held is None or (plain and not held.memory.needs_run):
             return None
@@ -50,11 +55,17 @@ class Later:
         mask = self._mask(mask, None, self._keys(number, held, None, states), states)
         return args, {**kwargs, "attention_mask": mask}
 
-    def after(self, number: int, output: Any) -> Any:
-        return None
+    def after(self, number: int, kwargs: dict[str, Any], output: Any) -> Any:
+        """Let a method that evicts while decoding do so."""
+        held = _held(kwargs, number)
+        if self.fresh == 1 and held is not None and held.ledger is not None:
+            held.ledger.step(held, self.base + 1)
 
     def look(self, number: int, query: Tensor, key: Tensor, mask: Tensor | None, kwargs: dict) -> None:
-        return
+        """Show a method that evicts while decoding what the new token attends to."""
+        ledger = self.ledgers.get(number)
+        if ledger is not None:
+            ledger.look(query, key, kwargs.get("scaling") or query.shape[-1] ** -0.5, mask)
 
     def _keys(self, number: int, held: Any, cut: Cut | None, states: Tensor) -> Keys:
         """What a layer's queries see. held: its cache, if that holds fewer than the base columns."""
@@ -78,17 +89,6 @@ class Later:
 
     def _mask(self, mask: Any, index: Tensor | None, keys: Keys, states: Tensor) -> Any:
         return mask_for(mask, self.kernel, index, keys, states.dtype, self.where)
-
-
-@dataclass
-class Seen:
-    """Queries and keys of the layer that ran last."""
-
-    layer: int
-    query: Tensor
-    key: Tensor
-    mask: Tensor | None
-    scale: float
 
 
 class Prefill(Later):
@@ -131,6 +131,7 @@ class Prefill(Later):
         self.seen: Seen | None = None
         self._full: Tensor | None = None
         self.glance = Glance(self)
+        self.evictor: Evictor | None = None
 
     # -- a layer ---------------------------------------------------------------------------------------------------
 
@@ -179,7 +180,7 @@ class Prefill(Later):
             new |= {f"cu_seq_lens_{x}": borders for x in "qk"} | {f"max_length_{x}": states.shape[1] for x in "qk"}
         return ((states, *args[1:]), new) if args else (args, {**new, "hidden_states": states})
 
-    def after(self, number: int, output: Any) -> Any:
+    def after(self, number: int, kwargs: dict[str, Any], output: Any) -> Any:
         """The output of a layer with all columns in place; None if nothing changes."""
         if self._full is None or self.cut is None:
             return None
@@ -192,8 +193,11 @@ class Prefill(Later):
 
     def look(self, number: int, query: Tensor, key: Tensor, mask: Tensor | None, kwargs: dict) -> None:
         """Note what the steps before the next layer may look at."""
-        self.seen = Seen(number, query, key, mask, kwargs.get("scaling") or query.shape[-1] ** -0.5)
+        scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
+        self.seen = Seen(number, query, key, kwargs["value"], mask, scale)
         self.glance.enough(number)
+        if self.evictor is not None:
+            self.evictor.look(self.seen)
 
     def _once(self, name: Any, value: Any, cut: Cut | None, make: Callable[[Any], Any]) -> Any:
         """What is made of a value for a set of columns, made once. Values are told apart by identity: some models have a
