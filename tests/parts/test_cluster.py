@@ -1,7 +1,9 @@
 import pytest
 import torch
 
+from foveate.parts import cluster, greedy
 from foveate.parts.cluster import density_peaks, farthest_points, kmeans
+from foveate.parts.similarity import gram
 
 
 def test_two_heaps():
@@ -59,3 +61,30 @@ def test_kmeans_empties_no_cluster(clusters):
         home, member = kmeans(x, torch.arange(20) % clusters, clusters, rounds)
         assert home.unique().tolist() == list(range(clusters))
         assert home[member].tolist() == list(range(clusters))
+
+
+@pytest.mark.parametrize("kind", ["random", "groups", "copies"])
+def test_rows_made_for_picks_are_those_of_the_product(kind):
+    """The picks and clusters are those of the whole product, for few clusters and for many."""
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(500, 48, generator=draw)
+    heaps = 3 * torch.randn(40, 48, generator=draw)[torch.arange(500) % 40]
+    x = {"random": x, "groups": x + heaps, "copies": x[torch.arange(500) % 90]}[kind]
+    square, first = x.square().sum(1), torch.tensor([7])
+    near = gram(x).mul_(2).sub_(square[:, None]).sub_(square).clamp_(max=0).fill_diagonal_(0)
+    for clusters in (1, 30, 80, 300):
+        home, centre = farthest_points(x, first, clusters)
+        assert torch.equal(centre, greedy.apart(near, first, clusters, total=False))
+        expected = near.index_select(1, centre).argmax(1)
+        expected[centre] = torch.arange(clusters)
+        assert torch.equal(home, expected)
+
+
+@pytest.mark.parametrize("spherical", [False, True])
+def test_centres_that_stay_need_no_new_product(spherical, monkeypatch):
+    x = torch.randn(500, 48, generator=torch.Generator().manual_seed(0))
+    home = torch.arange(500) % 100
+    few = kmeans(x, home, 100, 10, spherical)
+    monkeypatch.setattr(cluster, "AHEAD", 100)
+    whole = kmeans(x, home, 100, 10, spherical)
+    assert torch.equal(few[0], whole[0]) and torch.equal(few[1], whole[1])

@@ -79,17 +79,47 @@ def test_lazy_is_plain_on_many_tokens(floor):
 def test_lazy_looks_at_few(monkeypatch):
     """Rows looked at for 100 picks among 1000 tokens: plain greedy looks at 100000."""
     looked = []
-    real = torch.Tensor.index_select
+    real, select = torch.maximum, torch.Tensor.index_select
 
-    def counting(self, dim, index):
+    def counting(x, *rest, **named):
+        looked.append(len(x))
+        return real(x, *rest, **named)
+
+    def counting_select(self, dim, index):
         looked.append(len(index))
-        return real(self, dim, index)
+        return select(self, dim, index)
 
     x = features(1000, 32) + 2 * features(50, 32, 1)[torch.arange(1000) // 20]
     similarity = cosines(x)
-    monkeypatch.setattr(torch.Tensor, "index_select", counting)
+    monkeypatch.setattr(torch, "maximum", counting)
     cover(similarity, 100)
-    assert sum(looked) < 10_000
+    here = sum(looked)
+    looked.clear()
+    monkeypatch.setattr(torch, "maximum", real)
+    monkeypatch.setattr(torch.Tensor, "index_select", counting_select)
+    monkeypatch.setattr(greedy, "_cover_on_cpu", greedy._cover_on_device)
+    cover(similarity, 100)
+    assert 0 < here < 10_000 and 0 < sum(looked) < 10_000
+
+
+@pytest.mark.parametrize("kind", ["random", "ties", "copies"])
+def test_picks_are_the_same_on_the_processor_and_on_a_device(kind, monkeypatch):
+    few = features(60, 3).mul(1.5).round()
+    x = {"random": features(60, 8), "ties": few, "copies": few[torch.arange(60) // 4]}[kind]
+    weights = [torch.ones(60), features(60, 1)[:, 0].abs(), torch.ones(60).cumsum(0) % 3]
+    jobs = [(f, w, k) for f in (-1.0, 0.0, None) for w in weights for k in (1, 2, 23, 60)]
+
+    def picks():
+        likeness = cosines(x)
+        return [
+            (volume(likeness, w, k) if floor is None else cover(likeness.clone(), k, w, floor)).tolist()
+            for floor, w, k in jobs
+        ]
+
+    here = picks()
+    monkeypatch.setattr(greedy, "_cover_on_cpu", greedy._cover_on_device)
+    monkeypatch.setattr(greedy, "_volume_on_cpu", greedy._volume_on_device)
+    assert picks() == here
 
 
 @pytest.mark.parametrize("look", [1, 2, 1000])

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from foveate.parts import thin as module
+from foveate.parts.similarity import cosines
 from foveate.parts.thin import thin
 
 ANGLES = torch.deg2rad(torch.tensor([0.0, 10, 90, 45, 60]))
@@ -20,8 +21,24 @@ def test_rounds_by_hand():
 
 
 @pytest.mark.parametrize("near", [1, 3, 99])
-def test_neighbours_looked_at_first_do_not_matter(near, monkeypatch):
+@pytest.mark.parametrize("few", [0, 40, 640])
+def test_neighbours_looked_at_first_do_not_matter(near, few, monkeypatch):
     x = torch.randn(90, 5, generator=torch.Generator().manual_seed(0))
     expected = thin(x, 11, 3).tolist()
     monkeypatch.setattr(module, "NEAR", near)
+    monkeypatch.setattr(module, "FEW", few)
     assert thin(x, 11, 3).tolist() == expected and len(set(expected)) == 11
+
+
+@pytest.mark.parametrize("few", [0, 640])
+@pytest.mark.parametrize("kind", ["random", "ties", "copies"])
+def test_rounds_are_the_same_on_the_processor_and_on_a_device(kind, few, monkeypatch):
+    draw = torch.Generator().manual_seed(0)
+    grid = torch.randint(-1, 2, (90, 3), generator=draw).float()
+    x = {"random": torch.randn(90, 8, generator=draw), "ties": grid, "copies": grid[torch.arange(90) // 4]}[kind]
+    monkeypatch.setattr(module, "FEW", few)
+    likeness = cosines(x).fill_diagonal_(-torch.inf)
+    for k in (1, 11, 60, 89):
+        for step in (1, 8):
+            here, there = (f(likeness.clone(), k, step) for f in (module._thin_on_cpu, module._thin_on_device))
+            assert torch.equal(here, there) and torch.equal(thin(x, k, step), here)

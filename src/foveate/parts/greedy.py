@@ -2,15 +2,19 @@
 
 Every function picks k distinct tokens, gives ties to the lowest index, and keeps what the picks so far mean for the others
 up to date instead of computing it anew. ``select.spread`` is another of the kind.
+
+On a CPU some of them pick through NumPy: on rows this short the calls are most of a step, and NumPy's cost less. What they
+compute, and in which order, is the same.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 TINY = 1e-5  # share of a token's squared length below which it counts as a copy of what is picked; float32 gives 1e-7
-STRIP = 64  # rows that are summed at a time
+STRIP = 128  # rows that are summed at a time
 LOOK = 16  # bounds that lazy greedy looks at first; any number gives the same answer
 
 
@@ -29,7 +33,13 @@ def volume(similarity: Tensor, quality: Tensor, k: int) -> Tensor:
     Returns:
         (k,) distinct indices in the order they were picked.
     """
-    similarity, weight = similarity.float(), quality.float().square()
+    similarity, weight = similarity.detach().float(), quality.detach().float().square()
+    pick = _volume_on_cpu if similarity.is_cpu else _volume_on_device
+    return pick(similarity, weight, k)
+
+
+def _volume_on_device(similarity: Tensor, weight: Tensor, k: int) -> Tensor:
+    """:func:`volume` of weights (n,), without a transfer to the host."""
     n = len(similarity)
     factor = similarity.new_zeros(k, n)  # rows of the Cholesky factor, one for each pick
     here = torch.zeros(k, dtype=similarity.dtype, device=similarity.device)  # 1 for picks of the present round
@@ -52,6 +62,28 @@ def volume(similarity: Tensor, quality: Tensor, k: int) -> Tensor:
         some |= ~left & (fresh > 0)
         picked.append(one)
     return torch.cat(picked)
+
+
+def _volume_on_cpu(similarity: Tensor, weight: Tensor, k: int) -> Tensor:
+    """The same picks through NumPy, but for what rounds otherwise there: torch's product, and its sum in one step."""
+    factor = similarity.new_zeros(k, len(similarity))
+    rows, weights, factors = similarity.numpy(), weight.numpy(), factor.numpy()
+    left = torch.ones_like(weight)
+    new, fresh = left.numpy(), np.ones_like(weights)
+    picked = np.empty(k, dtype=np.int64)
+    for t in range(k):
+        picked[t] = one = np.where(new > TINY, weights * new, -1).argmax()
+        row = factors[t]
+        row[:] = rows[one]
+        if t:
+            row -= (torch.from_numpy(factors[:t, one].copy()) @ factor[:t]).numpy()
+        row *= 1 / np.sqrt(new[one])
+        left.addcmul_(factor[t], factor[t], value=-1)
+        new[one] = fresh[one] = 0
+        if not (new > TINY).any():  # another round begins
+            factor[: t + 1] = 0
+            new[:] = fresh
+    return torch.from_numpy(picked)
 
 
 def marginal(similarity: Tensor, importance: Tensor, k: int, balance: float, together: int = 1) -> Tensor:
@@ -105,10 +137,18 @@ def cover(similarity: Tensor, k: int, weight: Tensor | None = None, floor: float
     Returns:
         (k,) distinct indices in the order they were picked.
     """
-    similarity = similarity.detach().float().add_(8).sub_(8)
-    nearest = torch.full_like(similarity[0], floor)  # of every token to the picked ones
-    weight = (torch.ones_like(nearest) if weight is None else weight).double()
+    similarity = similarity.detach().float()
+    weight = (torch.ones_like(similarity[0]) if weight is None else weight.detach()).double()
+    # First bounds: sums in float32, a little too large; in strips short enough for the processor's cache.
+    strips = similarity.split(STRIP)
+    rough = torch.cat([(strip.add_(8).sub_(8).clamp(min=floor) - floor).sum(1) for strip in strips])
+    pick = _cover_on_cpu if similarity.is_cpu else _cover_on_device
+    return pick(similarity, k, weight, floor, rough.double() * weight * 1.001)
 
+
+def _cover_on_device(similarity: Tensor, k: int, weight: Tensor, floor: float, bound: Tensor) -> Tensor:
+    """The picks of :func:`cover` from rounded similarities and first bounds (n,), which are overwritten."""
+    nearest = torch.full_like(similarity[0], floor)  # of every token to the picked ones
     room = torch.empty_like(similarity[:LOOK], dtype=torch.float64)  # used again and again: allocating costs more
 
     def gains(tokens: Tensor) -> Tensor:
@@ -118,9 +158,6 @@ def cover(similarity: Tensor, k: int, weight: Tensor | None = None, floor: float
         ]
         return (torch.cat(level) - nearest.sum(dtype=torch.float64)) * weight[tokens]
 
-    # First bounds: sums in float32, a little too large; in strips short enough for the processor's cache.
-    rough = torch.cat([(strip.clamp(min=floor) - floor).sum(1) for strip in similarity.split(STRIP)])
-    bound = rough.double() * weight * 1.001
     picked: list[Tensor] = []
     while len(picked) < k:
         many = LOOK
@@ -139,6 +176,45 @@ def cover(similarity: Tensor, k: int, weight: Tensor | None = None, floor: float
         nearest = torch.maximum(nearest, similarity.index_select(0, best)[0])
         bound[best] = -torch.inf
     return torch.cat(picked)
+
+
+def _cover_on_cpu(similarity: Tensor, k: int, weight: Tensor, floor: float, bound: Tensor) -> Tensor:
+    """The same picks through NumPy, where a look is cheap enough to find first which bounds the best gain has to beat."""
+    rows, weights, bounds = similarity.numpy(), weight.numpy(), bound.numpy()
+    nearest = np.full_like(rows[0], floor)
+    room = np.empty_like(rows[:STRIP])
+    wide = torch.empty(room.shape, dtype=torch.float64)  # torch turns and adds float64 quicker
+    level, held = torch.from_numpy(room), torch.from_numpy(nearest)
+
+    def look(tokens: np.ndarray) -> None:
+        before = nearest.sum(dtype=np.float64)
+        for start in range(0, len(tokens), STRIP):
+            some = tokens[start : start + STRIP]
+            rows.take(some, 0, out=room[: len(some)], mode="clip")  # NumPy buffers `out` in other modes
+            total = torch.maximum(level[: len(some)], held, out=wide[: len(some)]).sum(1).numpy()
+            bounds[some] = (total - before) * weights[some]
+
+    picked: list[int] = []
+    few = min(LOOK, len(bounds))
+    while len(picked) < k:
+        some = bounds.argpartition(-few)[-few:]
+        some = some[bounds[some] > -np.inf]  # picked tokens stay out
+        gain, old = -np.inf, np.ones(len(bounds), dtype=bool)
+        while len(some):
+            look(some)
+            old[some] = False
+            gain = max(gain, bounds[some].max())
+            some = ((bounds >= gain) & old).nonzero()[0]
+            if len(some) > STRIP:
+                some = some[bounds[some].argpartition(-STRIP)[-STRIP:]]
+        best = int(bounds.argmax())
+        if gain <= 0:  # nothing is gained any more, now or later
+            picked += np.isfinite(bounds).nonzero()[0][: k - len(picked)].tolist()
+            break
+        picked.append(best)
+        np.maximum(nearest, rows[best], out=nearest)
+        bounds[best] = -np.inf
+    return torch.tensor(picked)
 
 
 def apart(similarity: Tensor, first: Tensor, k: int, total: bool) -> Tensor:
