@@ -141,7 +141,7 @@ def cover(similarity: Tensor, k: int, weight: Tensor | None = None, floor: float
     weight = (torch.ones_like(similarity[0]) if weight is None else weight.detach()).double()
     # First bounds: sums in float32, a little too large; in strips short enough for the processor's cache.
     strips = similarity.split(STRIP)
-    rough = torch.cat([(strip.add_(8).sub_(8).clamp(min=floor) - floor).sum(1) for strip in strips])
+    rough = torch.cat([(strip.add_(12).sub_(12).clamp(min=floor) - floor).sum(1) for strip in strips])
     pick = _cover_on_cpu if similarity.is_cpu else _cover_on_device
     return pick(similarity, k, weight, floor, rough.double() * weight * 1.001)
 
