@@ -14,6 +14,7 @@ from .demo import demo
 from .flops import flops
 from .new import new
 from .run import run
+from .search import search
 from .testbed import app as testbed
 from .tools import complain
 
@@ -49,7 +50,7 @@ def about(
     """Compress the visual tokens of vision-language models, on unmodified transformers."""
 
 
-for command in (demo, methods, method, families, run, flops, new):
+for command in (demo, methods, method, families, run, flops, search, new):
     app.command()(command)
 app.add_typer(bench, name="bench")
 app.add_typer(testbed, name="testbed")
