@@ -108,9 +108,12 @@ NEED = {
     "value_attention": "how much value vectors of one tower block resemble the CLS token's",
     "pixels": "the pixels of each patch",
     "vocabulary": "the language model's word embeddings",
+    "first": "the image's tokens as they entered the language model",
+    "first_text": "the text after the image as it entered",
     "last_row": "the last prompt token's attention in the layer before",
     "ahead_row": "the last prompt token's attention, as the next layer will compute it",
     "text_rows": "the attention of the text after the image in the layer before",
+    "text_text": "what the text after the image attends to among itself in the layer before",
     "text": "states of the text after the image",
     "layer_keys": "keys of the layer before",
     "text_keys": "keys of the text after the image in the layer before",
@@ -296,7 +299,7 @@ def cost(cls: Any) -> str:
     from torch.utils.flop_counter import FlopCounterMode
 
     from foveate import Extra, Recipe, Reduction, View
-    from foveate.method import CacheMethod
+    from foveate.method import CacheMethod, WorkMethod
 
     class Square(TorchDispatchMode):
         """Notes whether a matrix with the tokens along both sides is ever made."""
@@ -309,7 +312,7 @@ def cost(cls: Any) -> str:
                 self.seen |= isinstance(one, torch.Tensor) and sum(side == N for side in one.shape) > 1
             return out
 
-    if issubclass(cls, (Recipe, CacheMethod)):
+    if issubclass(cls, (Recipe, CacheMethod, WorkMethod)):
         return ""
     gen = torch.Generator().manual_seed(0)
     extras = {
@@ -321,9 +324,12 @@ def cost(cls: Any) -> str:
         "value_attention": Extra(torch.rand(HEADS, N, generator=gen)),
         "pixels": Extra(torch.randn(N, 3 * 14 * 14, generator=gen)),
         "vocabulary": Extra(torch.randn(VOCABULARY, D, generator=gen)) if "vocabulary" in cls.card.needs else None,
+        "first": Extra(torch.randn(N, D, generator=gen)),
+        "first_text": Extra(torch.randn(QUESTION, D, generator=gen)),
         "last_row": Extra(torch.rand(HEADS, N, generator=gen)),
         "ahead_row": Extra(torch.rand(HEADS, N, generator=gen)),
         "text_rows": Extra(torch.rand(HEADS, QUESTION, N, generator=gen)),
+        "text_text": Extra(torch.rand(HEADS, QUESTION, QUESTION, generator=gen)),
         "text": Extra(torch.randn(QUESTION, D, generator=gen)),
         "layer_keys": Extra(torch.randn(N, D, generator=gen)),
         "text_keys": Extra(torch.randn(QUESTION, D, generator=gen)),

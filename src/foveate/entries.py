@@ -98,7 +98,7 @@ class Eviction:
             elif int(self.slot.max()) >= self.m or not bool(self.weight.isfinite().all()):
                 fault = "sends entries to slots that are not there, or with weights that are not finite"
         if fault:
-            raise MethodError(f"the eviction {fault}", hint="see the docstring of foveate.tokens.Eviction")
+            raise MethodError(f"the eviction {fault}", hint="see the docstring of foveate.entries.Eviction")
         return self
 
     def apply(self, x: Tensor) -> Tensor:

@@ -24,13 +24,14 @@ from torch import Tensor
 from .budget import Budget
 from .entries import Entries, Eviction
 from .errors import MethodError, PlanError
-from .tokens import Reduction, Route, View
+from .routes import Route, Work
+from .tokens import Reduction, View
 
 STAGES = ("input", "encoder", "connector", "layers", "cache")
 RESERVED = ("keep", "at", "split")  # what plan text says about any step; no option may bear these names
 # Read in the vision tower or known before the language model; between its layers; in its cache, besides "text_rows".
 BEFORE = ("attention", "early", "keys", "question", "values", "value_attention", "pixels", "vocabulary")
-BETWEEN = ("last_row", "ahead_row", "text_rows", "text", "layer_keys", "text_keys")
+BETWEEN = ("first", "first_text", "last_row", "ahead_row", "text_rows", "text_text", "text", "layer_keys", "text_keys")
 CACHED = ("window_rows", "received")
 NEEDS = (*BEFORE, *BETWEEN, *CACHED)
 CHOICES = {
@@ -80,10 +81,11 @@ class Card:
             `early` (a field of the method) of the tower's depth, "keys" (n, d), "question" (q, d), "values" (n, d),
             "value_attention" (h, n), which is attention between value vectors, "pixels" (n, c) of each token's patches,
             "vocabulary" (v, d), the language model's input embeddings.
-            Between its layers: "last_row" (h, n) and "text_rows" (h, q, n), the attention of the last prompt token and of
-            the text after the image in the layer before; "ahead_row" (h, n), that of the last prompt token as the next
-            layer will compute it; "text" (q, d), states of that text; "layer_keys" (n, c) and "text_keys" (q, c), keys of
-            all key heads of the layer before, side by side.
+            Between its layers: "first" (N, d) and "first_text" (q, d), the image's tokens and the text after it as they
+            entered the language model; "last_row" (h, n) and "text_rows" (h, q, n), the attention of the last prompt token and of
+            the text after the image in the layer before; "text_text" (h, q, q), what that text pays to itself; "ahead_row"
+            (h, n), that of the last prompt token as the next layer will compute it; "text" (q, d), states of that text;
+            "layer_keys" (n, c) and "text_keys" (q, c), keys of all key heads of the layer before, side by side.
             In the cache: "window_rows", "text_rows", "received", see :class:`foveate.entries.Entries`.
         guidance: "none", or "question" if the text decides.
         count: "fixed" (exactly the budget), "grid" (nearest grid within it) or "content" (the input decides).
@@ -227,7 +229,7 @@ class LayerMethod(Method):
     its card needs of the layer before, ``view.layer`` and ``view.depth``. ``view.k`` is its budget (what that counts, says
     ``card.budget``), ``view.left`` how many stops are still to come, ``view.entered`` the tokens at its first stop.
 
-    It answers a reduction, which may keep nothing, or a :class:`~foveate.tokens.Route`, or None: all goes on as it is. If
+    It answers a reduction, which may keep nothing, or a :class:`~foveate.routes.Route`, or None: all goes on as it is. If
     some tokens wait, ``view.marks["waiting"]`` (n,) says which; a reduction lets all that it keeps run.
     """
 
@@ -240,8 +242,30 @@ class LayerMethod(Method):
         return {}
 
     @abstractmethod
-    def __call__(self, view: View) -> Reduction | Route | None:
+    def __call__(self, view: View) -> Reduction | Route | Work | None:
         """What happens to the tokens before layer ``view.layer``."""
+
+
+@dataclass(frozen=True)
+class WorkMethod(LayerMethod):
+    """A method that leaves every token where it is and changes what some layers do for the image's: less.
+
+    At each of its stops it answers a :class:`~foveate.routes.Work` for the layer that comes next, and for that alone. It may
+    also let the picture leave, by a reduction to nothing. ``keep`` has no meaning but 1.0, which switches it off.
+    """
+
+    @property
+    def settled(self) -> bool:
+        return True
+
+    @property
+    def attends(self) -> bool:
+        """Whether it changes attention, not only what follows it."""
+        return True
+
+    @abstractmethod
+    def __call__(self, view: View) -> Work | Reduction | None:
+        """What layer ``view.layer`` does for the image's tokens."""
 
 
 @dataclass(frozen=True)
@@ -296,7 +320,7 @@ class Recipe(ABC):
 
     @abstractmethod
     def steps(self, keep: Budget) -> Sequence[tuple[Method, object, str]]:
-        """(method, keep, stage) of each step, given the user's budget; each keep in any spelling that is read."""
+        """(method, keep, stage) of each step, given the user's budget; each keep in any spelling, or None if it is settled."""
 
     @property
     def name(self) -> str:

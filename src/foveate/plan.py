@@ -189,7 +189,10 @@ class _Draft:
         budget = self.keep if split is None else Budget.parse(replace(self.keep, split=split), split)
         if isinstance(self.method, Method):
             return [Step(self.method, budget, self.stage or self.method.card.stages[0], self.scope)]
-        return [Step(m, Budget.parse(k, budget.split), stage) for m, k, stage in self.method.steps(budget)]
+        return [
+            Step(m, None if k is None and m.settled else Budget.parse(k, budget.split), stage)
+            for m, k, stage in self.method.steps(budget)
+        ]
 
 
 def _read(part: object) -> list[_Draft]:

@@ -7,10 +7,9 @@ Axis letters, used by every comment in the package::
     b  batch rows             e  edges of a reduction   t y x  frame, row, column of the grid
     s  source patches that were joined into one token
 
-Answers that are not reductions: :class:`Route` (which tokens run the layers from here on, and which wait). Room is left
-for more; each arrives with the first method that needs it: ``Bias`` (additive attention bias over query rows and heads),
-``Positions`` (fractional or several positions per token), ``Insert`` (learned tokens), ``Rerun`` (a second pass over a
-shortened prompt).
+Answers that are not reductions are in ``routes.py`` (which tokens run in a layer, and what it does for them) and in
+``entries.py`` (what stays of the cache). Room is left for more; each arrives with the first method that needs it:
+``Positions`` (fractional or several positions per token), ``Insert`` (learned tokens).
 """
 
 from __future__ import annotations
@@ -348,34 +347,3 @@ class Reduction:
             inserted = torch.cat([inserted, inserted.new_zeros(len(extra), inserted.shape[1])])
         src = torch.cat([index[self.src], extra])
         return Reduction(n, src, torch.cat([self.dst, self.m + more]), weight, anchor, inserted).sorted()
-
-
-@dataclass(frozen=True)
-class Route:
-    """Which tokens the language model's layers work on from here; the others wait.
-
-    A token that waits is seen by nobody, keeps the state in which it left, and may run again later. It is not lost, as
-    one that a reduction drops.
-
-    Attributes:
-        n: tokens of the view, those that wait included.
-        running: (r,) tokens that run, ascending; none is allowed.
-    """
-
-    n: int
-    running: Tensor
-
-    def check(self) -> Route:
-        """Raise MethodError unless the tokens are in range and ascend; returns self."""
-        r, fault = self.running, ""
-        if r.ndim != 1 or r.dtype != torch.long:
-            fault = "names its tokens by something other than a vector of 64-bit integers"
-        elif len(r):
-            first, last, disorder = torch.stack([r[0], r[-1], (r[1:] <= r[:-1]).any().long()]).tolist()
-            if first < 0 or last >= self.n:
-                fault = f"names a token outside 0..{self.n - 1}"
-            elif disorder:
-                fault = "names its tokens out of order, or twice"
-        if fault:
-            raise MethodError(f"the route {fault}", hint="see the docstring of foveate.tokens.Route")
-        return self

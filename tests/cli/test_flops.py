@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from foveate.bench import flops as counting
+from foveate.bench import hollow
 from foveate.cli import app
 from foveate.cli.flops import _columns
 
@@ -31,7 +31,7 @@ def small(monkeypatch):
     from foveate.bench.speed import Shape, build
 
     config = build(Shape(layers=2, width=64, heads=2, kv_heads=1, vocab=32000)).config
-    monkeypatch.setitem(counting.SHAPES, "small", lambda: config)
+    monkeypatch.setitem(hollow.SHAPES, "small", lambda: config)
 
 
 def test_a_model_and_noise(folder):

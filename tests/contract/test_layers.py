@@ -18,11 +18,12 @@ import foveate
 import tiny
 from foveate.budget import Budget
 from foveate.errors import MethodError, UnsupportedError
-from foveate.method import Card, LayerMethod
+from foveate.method import Card, LayerMethod, WorkMethod
 from foveate.plan import Step
+from foveate.routes import Route
 from foveate.stages.follow import Cut
 from foveate.stages.prefill import Prefill
-from foveate.tokens import Reduction, Route, View
+from foveate.tokens import Reduction, View
 
 every_family = pytest.mark.parametrize("name", tiny.FAMILIES)
 every_kernel = pytest.mark.parametrize("attn", ["sdpa", "eager"])
@@ -439,7 +440,7 @@ class Looks(LayerMethod):
         name="looks",
         title="probe: looks",
         stages=("layers",),
-        needs=("last_row", "ahead_row", "text_rows", "text", "layer_keys", "text_keys"),
+        needs=("first", "first_text", "last_row", "ahead_row", "text_rows", "text", "layer_keys", "text_keys"),
     )
     layer: int = 2
     seen: tuple = ()
@@ -480,6 +481,8 @@ def test_rows_are_the_models_own_attention(name, attn):
         if name != "qwen3_vl":  # deep-stack features join a state after it is noted
             close(view.need("text"), out.hidden_states[2][row, asks], 1e-4)
             close(view.x, out.hidden_states[2][row, columns], 1e-4)
+        close(view.need("first_text"), out.hidden_states[0][row, asks], 1e-5)
+        close(view.need("first"), out.hidden_states[0][row, columns], 1e-5)
         assert view.need("layer_keys").shape[0] == view.n and view.need("text_keys").shape[0] == len(asks)
         assert (view.layer, view.depth, view.entered, view.left) == (2, 4, view.n, 0)
 
@@ -609,7 +612,11 @@ def test_budgets_over_several_images():
 
 # -- every method on every family ------------------------------------------------------------------------------------
 
-METHODS = [name for name, cls in foveate.registry.classes().items() if issubclass(cls, LayerMethod)]
+METHODS = [
+    name
+    for name, cls in foveate.registry.classes().items()
+    if issubclass(cls, LayerMethod) and not issubclass(cls, WorkMethod)  # test_work.py
+]
 
 
 def _equal(name, method, budget):

@@ -9,14 +9,16 @@ import views
 from foveate import registry
 from foveate.budget import Budget
 from foveate.errors import MethodError
-from foveate.method import CacheMethod, LayerMethod, Method
+from foveate.method import CacheMethod, LayerMethod, Method, WorkMethod
 from foveate.plan import Plan
-from foveate.tokens import Reduction, Route, View
+from foveate.routes import Route
+from foveate.tokens import Reduction, View
 
 METHODS = {
     name: cls
     for name, cls in registry.classes().items()
-    if issubclass(cls, Method) and not issubclass(cls, CacheMethod)  # which sees entries: test_cache.py
+    # Those see entries, or answer what a layer does: test_cache.py, test_work.py.
+    if issubclass(cls, Method) and not issubclass(cls, (CacheMethod, WorkMethod))
 }
 every_method = pytest.mark.parametrize("name", METHODS)
 

@@ -9,15 +9,15 @@ from foveate.errors import PlanError
 @pytest.mark.parametrize(
     ("options", "steps"),
     [
-        ("keep=0.25", "mustdrop_merge:keep=50% > mustdrop_filter:keep=50% > mustdrop_decode:keep=25%"),
-        ("keep=64", "mustdrop_merge:keep=128/image > mustdrop_filter:keep=64/image > mustdrop_decode:keep=64/image"),
+        ("keep=0.25", "mustdrop_merge:keep=50% > mustdrop_filter:keep=50% > mustdrop_decode"),
+        ("keep=64", "mustdrop_merge:keep=128/image > mustdrop_filter:keep=64/image > mustdrop_decode"),
         (
             "keep='=64/image',decode=False",
             "mustdrop_merge:keep=128/image > mustdrop_filter:keep==64/image",
         ),
-        ("keep='=64/image',merge=False", "mustdrop_filter:keep==64/image > mustdrop_decode:keep=64/image"),
-        ("keep=0.25,merge=False", "mustdrop_filter:keep=25% > mustdrop_decode:keep=25%"),
-        ("keep='4/frame',merge=False", "mustdrop_filter:keep=4/frame > mustdrop_decode:keep=4/image"),
+        ("keep='=64/image',merge=False", "mustdrop_filter:keep==64/image > mustdrop_decode"),
+        ("keep=0.25,merge=False", "mustdrop_filter:keep=25% > mustdrop_decode"),
+        ("keep='4/frame',merge=False", "mustdrop_filter:keep=4/frame > mustdrop_decode"),
         ("keep=0.25,filter=False", "mustdrop_merge:keep=25%"),
     ],
 )

@@ -8,10 +8,12 @@ from foveate.plan import Plan
 from foveate.tokens import Extra, View
 
 
-def view(rows: torch.Tensor, k: int, x: torch.Tensor | None = None, **more) -> View:
-    """rows: (h, q, n)."""
-    n = rows.shape[-1]
-    return View(torch.zeros(n, 2) if x is None else x, k, extras={"text_rows": Extra(rows, 2)}, **more)
+def view(rows: torch.Tensor, k: int, x: torch.Tensor | None = None, words: torch.Tensor | None = None, **more) -> View:
+    """rows: (h, q, n); words: (q, 2) the more of the first feature, the more a word rates; all alike without."""
+    n, q = rows.shape[-1], rows.shape[1]
+    entered = {"first": torch.tensor([[1.0, 0.0]]), "first_text": torch.zeros(q, 2) if words is None else words}
+    extras = {name: Extra(value, 0) for name, value in entered.items()} | {"text_rows": Extra(rows, 2)}
+    return View(torch.zeros(n, 2) if x is None else x, k, extras=extras, **more)
 
 
 def ramp(n: int) -> torch.Tensor:
@@ -31,8 +33,8 @@ def test_every_visual_token_splits_a_vote_over_the_words():
 def test_only_raters_are_asked():
     """Token 3 is looked at by a word that otherwise looks at text."""
     rows = torch.tensor([[[0.3, 0.1, 0.2, 0.1], [0.0, 0.0, 0.0, 0.2]]])
-    one = view(rows, 2)
-    assert SparseVLM().raters(one).tolist() == [True, False]  # shares 1, 1, 1, 1/3 and 0, 0, 0, 2/3
+    one = view(rows, 2, words=torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
+    assert SparseVLM().raters(one).tolist() == [True, False]
     torch.testing.assert_close(SparseVLM().score(one), rows[0, 0])
     torch.testing.assert_close(relation(rows, torch.tensor([True, True])), torch.tensor([0.15, 0.05, 0.1, 0.15]))
     assert SparseVLM(recycle=0)(one).anchor.tolist() == [0, 2]

@@ -84,7 +84,8 @@ def test_sparsevlm_clusters(path):
     x = torch.cat([data["x"][:1], data["x"]])
     rows = torch.zeros(1, 3, len(x))
     rows[..., 0] = 1
-    view = View(x, data["cluster_num"] + 1, extras={"text_rows": Extra(rows)})
+    entered = {"first": Extra(torch.zeros(1, 2)), "first_text": Extra(torch.zeros(3, 2))}  # all words rate
+    view = View(x, data["cluster_num"] + 1, extras={"text_rows": Extra(rows), **entered})
     out = SparseVLM(recycle=1)(view).check().apply(x)
     torch.testing.assert_close(out[0], x[0])
     nearest = torch.cdist(out[1:], data["merged"]).argmin(1)

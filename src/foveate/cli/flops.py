@@ -40,10 +40,11 @@ def flops(
     if shape is not None and image:
         raise UnsupportedError("a shape without weights sees nothing in a picture", hint="leave out --image")
     from ..bench import flops as counting
+    from ..bench import hollow
 
     processor = None
     if shape is not None:
-        found, inputs = counting.shape(shape, images, text)
+        found, inputs = hollow.shape(shape, images, text)
     else:
         assert model is not None
         found, processor = load(model, device, dtype)

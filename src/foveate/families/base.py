@@ -317,6 +317,17 @@ class Family:
         kinds = getattr(self.config.get_text_config(), "layer_types", None)
         return kinds[layer] if kinds else "full_attention"
 
+    def layer_feed(self, layer: int) -> nn.Module:
+        """The feed-forward network of a decoder layer."""
+        one = self.layers()[layer]
+        found = [getattr(one, name) for name in FEEDS if isinstance(getattr(one, name, None), nn.Module)]
+        if not found:
+            raise UnsupportedError(
+                f"decoder layer {layer} of {type(self.model).__name__} has no {', '.join(FEEDS)}",
+                where=f"family {self.name}",
+            )
+        return found[0]
+
     def layer_attention(self, layer: int) -> nn.Module:
         """The attention module of a decoder layer."""
         module = _attention_of(self.layers()[layer])
@@ -327,6 +338,9 @@ class Family:
                 hint="a method that reads no attention between the layers, such as adsc",
             )
         return module
+
+
+FEEDS = ("mlp", "feed_forward", "block_sparse_moe")  # what a decoder layer calls its feed-forward network
 
 
 def _attention_of(block: nn.Module) -> nn.Module | None:

@@ -47,7 +47,6 @@ class MustDrop(Recipe):
             "Re-interpretation: one budget is met, split evenly between the first two stages (the same share at each). The "
             "paper has a threshold for each, and counts that hold on average. Rounded twice, a share may miss by a token.",
             "Key tokens are marked by the first stage; without it the filter protects none.",
-            "The cut of the cache has no budget: the one it is shown only says that it is on.",
             "What holds for `mustdrop_merge`, `mustdrop_filter` and `mustdrop_decode` holds here.",
         ),
     )
@@ -70,6 +69,5 @@ class MustDrop(Recipe):
         if self.filter:
             stages.append((MustDropFilter(), last, "layers"))
         if self.filter and self.decode:
-            unit = "image" if keep.unit == "frame" else keep.unit
-            stages.append((MustDropDecode(), replace(keep, unit=unit, strict=False), "cache"))
+            stages.append((MustDropDecode(), None, "cache"))
         return stages

@@ -28,7 +28,7 @@ CLUSTER = 10  # recycled tokens that make one
 
 
 def votes(visual: Tensor, text: Tensor) -> Tensor:
-    """(q,) how much each word has to do with the picture: the authors' choice of raters, on input embeddings.
+    """(q,) how much each word has to do with the picture, both as they entered the language model.
 
     Every visual token gives one vote, split over the words by a softmax of dot products; the mean over visual tokens.
 
@@ -71,14 +71,11 @@ class SparseVLM(LayerMethod):
         code="https://github.com/Gumpest/SparseVLMs",
         licence="Apache-2.0",
         stages=("layers",),
-        needs=("text_rows",),
+        needs=("first", "first_text", "text_rows"),
         guidance="question",
         positions="contiguous",
         mechanism="attention",
         differences=(
-            "Re-interpretation: raters are chosen anew at every stop, from the attention of the layer before: every visual "
-            "token's vote is split over the words as they attend to it. The authors choose them once, from input "
-            "embeddings: softmax over the words of V T^T, mean over visual tokens. In both, raters are above the mean.",
             "Clusters count within the budget, so that `keep` is what is left; the authors add them on top. Where the budget "
             "is smaller than their number, one token is kept and the rest of the budget is clusters.",
             "A cluster stands at its centre, in the picture's order; the authors append clusters after the kept tokens and "
@@ -118,9 +115,8 @@ class SparseVLM(LayerMethod):
         return before(self.layers, depth)
 
     def raters(self, view: View) -> Tensor:
-        """(q,) True for the words that rate: more than the mean share of the attention that visual tokens get."""
-        rows = view.need("text_rows").float().mean(0)  # (q, n)
-        return raters((rows / rows.sum(0).clamp(min=torch.finfo(rows.dtype).tiny)).mean(1))
+        """(q,) True for the words that rate: what the picture's tokens, as they entered, resemble more than they do most."""
+        return raters(known(votes(view.need("first"), view.need("first_text"))))
 
     def score(self, view: View) -> Tensor:
         """(n,) mean attention of the raters."""

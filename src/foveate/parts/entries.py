@@ -27,7 +27,7 @@ def best(score: Tensor, k: int, first: int = 0, recent: int = 0) -> Tensor:
     n = score.shape[1]
     recent = min(recent, k)
     first = min(first, k - recent)
-    score = score.clone()
+    score = score.clamp(max=torch.finfo(score.dtype).max)  # a copy, below those that stay in any case
     score[:, n - recent :] = torch.inf
     # Those at the beginning come after those at the end, and before all others; -inf may be a score.
     order = score[:, first:].sort(dim=1, descending=True, stable=True).indices + first

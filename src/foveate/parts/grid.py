@@ -102,3 +102,20 @@ def windows(view: View, side: int) -> tuple[Tensor, Tensor]:
     place = torch.stack([view.t, view.tile, view.row // side, view.col // side], 1)
     _, home, count = place.unique(dim=0, return_inverse=True, return_counts=True)
     return home, home.argsort(stable=True)[count.cumsum(0) - count + count // 2]
+
+
+def neighbours(view: View, window: int) -> Tensor:
+    """(n, window^2) tokens in the square around each token, itself among them, within its tile; -1 where there is none.
+
+    Args:
+        view: its tile, row and col are read; gaps are no neighbours.
+        window: side of the square, odd.
+    """
+    half, n = window // 2, view.n
+    row, col = view.row - view.row.min() + half, view.col - view.col.min() + half
+    shape = int(view.tile.max()) + 1, int(row.max()) + half + 1, int(col.max()) + half + 1
+    place = torch.full(shape, -1, dtype=torch.long, device=row.device)
+    place[view.tile, row, col] = torch.arange(n, device=row.device)
+    step = torch.arange(-half, half + 1, device=row.device)
+    down, right = (x.flatten() for x in torch.meshgrid(step, step, indexing="ij"))
+    return place[view.tile[:, None], row[:, None] + down, col[:, None] + right]

@@ -130,6 +130,7 @@ def _logical(base: Any) -> Any:
         leads: bool = False  # one layer tells the memory what happens to all of them
         columns: Columns | None = None  # if it holds fewer than the base columns
         ledger: Any = None  # of a method that evicts while decoding
+        blind: Any = None  # which heads do not look at the image
 
         @contextmanager
         def _physical(self) -> Iterator[int]:
@@ -185,7 +186,7 @@ def _logical(base: Any) -> Any:
 
         def reset(self) -> None:
             super().reset()
-            self.removed, self.columns, self.ledger = 0, None, None
+            self.removed, self.columns, self.ledger, self.blind = 0, None, None, None
             if self.memory is not None:
                 self.memory.__init__(0, self.memory.alive[:, :0])  # type: ignore[misc]
 
@@ -204,7 +205,7 @@ def _logical(base: Any) -> Any:
         def _tell(self, change: Callable[[Tensor], Tensor]) -> None:
             if self.leads and self.memory is not None:
                 self.memory.each_row(change)
-            for each in (self.columns, self.ledger):
+            for each in (self.columns, self.ledger, self.blind):
                 if each is not None:
                     each.each_row(change)
 

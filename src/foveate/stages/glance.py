@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import MethodError
 from ..tokens import Extra
+from .picture import content_of
 from .seen import Seen
 from .strip import Strip
 
@@ -52,6 +53,10 @@ class Glance:
         def look(need: str, strip: Strip, columns: Tensor) -> Extra:
             row = strip.row
             asks = self.asks(strip)
+            if need.startswith("first"):
+                assert call.start is not None
+                content = content_of(strip.picture.layout).to(strip.every.device)
+                return Extra(call.start[row].detach()[asks if need == "first_text" else strip.every[content]], 0)
             if need == "text":
                 return Extra(states[row].detach()[asks], number - 1)
             if need == "ahead_row":
@@ -68,6 +73,10 @@ class Glance:
                 at = slot[columns if need == "layer_keys" else asks]
                 rows = key[:, seen.first + at.clamp(min=0)] * (at >= 0)[:, None]
                 return Extra(rows.transpose(0, 1).flatten(1), seen.layer, "all key heads side by side")
+            if need == "text_text":
+                return Extra(
+                    seen.rows(row, slot[asks], slot[asks]), seen.layer, "text after the image, over all it sees"
+                )
             one = need != "text_rows"
             weights = seen.rows(row, slot[asks[-1:] if one else asks], slot[columns])
             domain = ("last prompt token" if one else "text after the image") + ", over all it sees"

@@ -16,16 +16,21 @@ from torch import Tensor, nn
 
 from ..errors import UnsupportedError
 from ..families import Family
-from ..method import BETWEEN, LayerMethod
+from ..method import BETWEEN, LayerMethod, WorkMethod
 from ..plan import Plan, Step
 from . import cache as caches
 from . import evict, tap
+from .fit import KERNELS
 from .follow import token_types
+from .later import Later
 from .picture import Picture
-from .prefill import Later, Prefill
+from .prefill import Prefill
 from .prompt import Base, all_alive, check_mask
 from .question import text_columns
 from .strip import Strip
+from .work import Feed
+
+UNREAD = {"ahead_row", "text", "first", "first_text"}  # not read in the layer before
 
 __all__ = ["Later", "Prefill", "check", "hook", "prefill", "shortened", "steps_of"]
 
@@ -38,6 +43,8 @@ def steps_of(plan: Plan) -> list[Step]:
 def check(family: Family, steps: Sequence[Step]) -> None:
     """Raise UnsupportedError unless the steps can run between these layers."""
     depth = len(family.layers()) if steps else 0
+    model: Any = family.model
+    kernel = model.config.get_text_config()._attn_implementation or "eager"
     for step in steps:
         where, method, fault = f"method {step.method.name}, stage layers, family {family.name}", step.method, ""
         if not isinstance(method, LayerMethod):
@@ -48,6 +55,8 @@ def check(family: Family, steps: Sequence[Step]) -> None:
             or not 0 <= stops[0] <= stops[-1] < depth
         ):
             fault, hint = f"its stops are {stops}, the language model has {depth} layers", "other layers"
+        elif isinstance(method, WorkMethod) and method.attends and kernel not in KERNELS:
+            fault, hint = f"attention by {kernel!r} cannot be changed row by row", 'attn_implementation="sdpa"'
         elif set(method.card.needs) - set(BETWEEN):
             fault, hint = (
                 f"it needs {', '.join(sorted(set(method.card.needs) - set(BETWEEN)))} there",
@@ -58,8 +67,9 @@ def check(family: Family, steps: Sequence[Step]) -> None:
 
 
 def shortened(cache: Any) -> bool:
-    """Whether some layer of a cache holds fewer columns than the cache counts."""
-    return any(caches.columns_of(layer) is not None for layer in getattr(cache, "layers", ()))
+    """Whether some layer of a cache holds fewer columns than the cache counts, or has heads that do not look at all."""
+    layers = getattr(cache, "layers", ())
+    return any(caches.columns_of(one) is not None or getattr(one, "blind", None) is not None for one in layers)
 
 
 def hook(
@@ -82,9 +92,18 @@ def hook(
     for step in steps:
         needs, stops = set(step.method.card.needs), step.method.stops(len(layers))  # type: ignore[attr-defined]
         looked |= set(stops) if "ahead_row" in needs else set()
-        looked |= {stop - 1 for stop in stops if stop} if needs - {"ahead_row", "text"} else set()
-    for number in sorted(looked):
+        looked |= {stop - 1 for stop in stops if stop} if needs - UNREAD else set()
+    attended: set[int] = set()
+    for step in steps:
+        if isinstance(step.method, WorkMethod):
+            stops = step.method.stops(len(layers))
+            attended |= set(stops) if step.method.attends else set()
+            for number in stops:
+                Feed(shelf, number, family.layer_feed(number), undo)
+    for number in sorted(looked | attended):
         undo.append(tap.tap(family.layer_attention(number), _reader(shelf, number)))
+    for number in sorted(attended):
+        undo.append(tap.instead(family.layer_attention(number), _attender(shelf, number)))
 
     def each(number: int, layer: nn.Module) -> None:
         def before(module, args, kwargs):
@@ -100,6 +119,16 @@ def hook(
 
     for number, layer in enumerate(layers):
         each(number, layer)
+
+
+def _attender(shelf: threading.local, number: int) -> tap.Attend:
+    def attend(kernel, query, key, value, mask, scale):
+        call = getattr(shelf, "call", None)
+        if call is None:
+            return kernel(query, key, value, mask)
+        return call.attend(number, kernel, query, key, value, mask, scale)
+
+    return attend
 
 
 def _reader(shelf: threading.local, number: int) -> tap.Reader:

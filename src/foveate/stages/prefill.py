@@ -13,82 +13,20 @@ from ..errors import MethodError, UnsupportedError
 from ..families import Family
 from ..method import LayerMethod
 from ..plan import Step
-from ..tokens import Reduction, Route, View
+from ..routes import Route, Work
+from ..tokens import Reduction, View
 from . import cache as caches
 from .evict import Evictor
-from .fit import Keys, mask_for, table_for
+from .fit import table_for
 from .follow import IGNORED, Cut
 from .glance import Glance
+from .later import Later, held_in
 from .prompt import Base
 from .seen import Seen
 from .strip import Strip
+from .work import Blind, Kernel, attend
 
 TAKEN = ("position_ids", "text_position_ids")
-
-
-class Later:
-    """A call on a cache some of whose layers hold fewer columns: decoding, or a turn without new pictures.
-
-    Args:
-        family: of the model.
-        base: columns that were counted before the call.
-        fresh: columns the call adds.
-    """
-
-    def __init__(self, family: Family, base: int, fresh: int) -> None:
-        self.family, self.base, self.fresh = family, base, fresh
-        model: Any = family.model
-        self.kernel = model.config.get_text_config()._attn_implementation or "eager"
-        self.where = f"stage layers, family {family.name}"
-        self._fitted: dict[Any, tuple[Any, Any]] = {}
-        self.ledgers: dict[int, Any] = {}
-
-    def before(self, number: int, layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple | None:
-        """The arguments of a layer, fitted to what its cache holds; None if it holds everything."""
-        held, mask = _held(kwargs, number), kwargs.get("attention_mask")
-        if held is not None and held.ledger is not None:
-            self.ledgers[number] = held.ledger
-        plain = mask is None and self.fresh == 1  # one new token sees all that is stored
-        if held is None or (plain and not held.memory.needs_run):
-            return None
-        states: Tensor = args[0] if args else kwargs["hidden_states"]
-        mask = self._mask(mask, None, self._keys(number, held, None, states), states)
-        return args, {**kwargs, "attention_mask": mask}
-
-    def after(self, number: int, kwargs: dict[str, Any], output: Any) -> Any:
-        """Let a method that evicts while decoding do so."""
-        held = _held(kwargs, number)
-        if self.fresh == 1 and held is not None and held.ledger is not None:
-            held.ledger.step(held, self.base + 1)
-
-    def look(self, number: int, query: Tensor, key: Tensor, mask: Tensor | None, kwargs: dict) -> None:
-        """Show a method that evicts while decoding what the new token attends to."""
-        ledger = self.ledgers.get(number)
-        if ledger is not None:
-            ledger.look(query, key, kwargs.get("scaling") or query.shape[-1] ** -0.5, mask)
-
-    def _keys(self, number: int, held: Any, cut: Cut | None, states: Tensor) -> Keys:
-        """What a layer's queries see. held: its cache, if that holds fewer than the base columns."""
-        rows, device = len(states), states.device
-        every = torch.arange(self.base, self.base + self.fresh, device=device).expand(rows, -1)
-        index, alive = every, torch.ones_like(every, dtype=torch.bool)
-        whole = True
-        if cut is not None:
-            index, alive, whole = cut.index.to(device) + self.base, cut.alive.to(device), cut.all_alive
-        window, chunked = 0, False
-        if held is not None:
-            before, lives = caches.columns_of(held).now(caches.held_by(held), self.base)  # type: ignore[union-attr]
-            index, alive = torch.cat([before.to(device), index], 1), torch.cat([lives.to(device), alive], 1)
-            window = getattr(held, "sliding_window", 0) or 0
-            chunked = "chunk" in self.family.layer_kind(number)
-            whole = whole and held.memory is not None and not held.memory.needs_run
-        elif self.base:
-            index = torch.cat([torch.arange(self.base, device=device).expand(rows, -1), index], 1)
-            alive = torch.cat([torch.ones(rows, self.base, dtype=torch.bool, device=device), alive], 1)
-        return Keys(index, alive, whole, self.fresh, self.base + self.fresh, window, chunked)
-
-    def _mask(self, mask: Any, index: Tensor | None, keys: Keys, states: Tensor) -> Any:
-        return mask_for(mask, self.kernel, index, keys, states.dtype, self.where)
 
 
 class Prefill(Later):
@@ -132,20 +70,28 @@ class Prefill(Later):
         self._full: Tensor | None = None
         self.glance = Glance(self)
         self.evictor: Evictor | None = None
+        self.number = -1  # of the present layer
+        self.start: Tensor | None = None  # states that entered the first layer, where a step looks at them
+        self.pairs: dict[int, float] = {}  # queries times keys that a head looked at, where that is less than all
+        self.blinds: dict[int, Blind] = {}
 
     # -- a layer ---------------------------------------------------------------------------------------------------
 
     def before(self, number: int, layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple | None:
         """The arguments of a layer, for the columns that run; None if nothing changes."""
         states: Tensor = args[0] if args else kwargs["hidden_states"]
-        given = states
+        given, self.number = states, number
+        if number == 0 and any("first" in step.method.card.needs for step in self.steps):
+            self.start = states
+        for strip in self.strips:
+            strip.work = None
         if number in self.stops:
             watch = self.clock(states.device)
             states = self._stop(number, layer, states, args, kwargs)
             self.seconds.append(watch.stop())
         self.seen = None
         self._full = None
-        if self.cut is None and _held(kwargs, number) is None:
+        if self.cut is None and held_in(kwargs, number) is None:
             if states is given:
                 return None
             return ((states, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": states})
@@ -156,7 +102,7 @@ class Prefill(Later):
 
     def fitted(self, number: int, states: Tensor, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         """A layer's arguments for the columns that run at present. states: (b, fresh, d)."""
-        cut, new, held = self.cut, dict(kwargs), _held(kwargs, number)
+        cut, new, held = self.cut, dict(kwargs), held_in(kwargs, number)
         index = None if cut is None else cut.index
         if cut is not None and index is not None:
             states = cut.rows(states)
@@ -278,11 +224,16 @@ class Prefill(Later):
             strip.marks |= carried
             if answer is None:
                 return states, False
+            if isinstance(answer, Work):
+                strip.work = answer.check(n)
+                return states, False
             if isinstance(answer, Route) and answer.n == n:
                 strip.route(answer.check().running, number)
                 return states, True
             if not isinstance(answer, Reduction) or answer.n != n:
-                raise MethodError(f"it answered {answer!r}, neither a reduction nor a route of the view, nor None")
+                raise MethodError(
+                    f"it answered {answer!r}, neither a reduction nor a route of the view, nor work, nor None"
+                )
             answer = answer.check(empty=True).sorted()
             fixed = method.card.count == "fixed" and method.card.budget == "left" and step.keep is not None
             if fixed and (answer.m < strip.k or (answer.m > strip.k and not view.left)):
@@ -313,6 +264,21 @@ class Prefill(Later):
 
     # -- afterwards ------------------------------------------------------------------------------------------------
 
+    def attend(
+        self, number: int, kernel: Kernel, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
+    ) -> tuple[Tensor, Tensor | None]:
+        """A layer's attention, without what it leaves out for the images."""
+        return attend(self, number, kernel, query, key, value, mask, scale)
+
+    def blind(self, number: int, row: int, strip: Strip, heads: Tensor) -> None:
+        """Note that some heads of a layer do not look at an image. heads: (heads,) True for those that do."""
+        rows, total = len(self.valid), self.base + self.fresh
+        if number not in self.blinds:
+            self.blinds[number] = Blind.none(rows, total, len(heads), heads.device)
+        blind = self.blinds[number]
+        blind.columns[row, strip.runs.to(heads.device) + self.base] = True
+        blind.heads[row] = heads
+
     def took(self) -> float:
         """Seconds spent choosing between the layers."""
         return sum(each() for each in self.seconds)
@@ -327,6 +293,8 @@ class Prefill(Later):
         """Write into a cache, which has a memory, which columns its layers hold."""
         total = self.base + self.fresh
         memory, dead, sliding = caches.memory_of(cache), False, False
+        for number, blind in self.blinds.items():
+            cache.layers[number].blind = blind
         for number, layer in enumerate(cache.layers[: self.depth]):
             cut, old = self.cuts.get(number), caches.columns_of(layer)
             if cut is None and old is None:
@@ -344,12 +312,3 @@ class Prefill(Later):
             sliding = sliding or bool(getattr(layer, "sliding_window", 0))
         if memory is not None and (dead or sliding or (self.cuts and self.kernel == "eager")):
             memory.needs_run = True  # the stock model alone would have no fitting mask
-
-
-def _held(kwargs: dict[str, Any], number: int) -> Any:
-    """The cache of a layer, if it holds fewer than the base columns."""
-    cache = kwargs.get("past_key_values")
-    layers = getattr(cache, "layers", ())
-    if number >= len(layers) or caches.columns_of(layers[number]) is None:
-        return None
-    return layers[number]

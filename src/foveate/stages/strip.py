@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..families import Layout
+from ..routes import Work
 from ..tokens import Reduction
 from .picture import Picture, content_of, follow_layout, structure_of
 
@@ -32,6 +33,7 @@ class Strip:
         course: (layer, content tokens that run from there on), beginning with layer 0.
         trace: (layer, tokens of the picture that run from there on) at every stop that changed something.
         merges: (layer, reduction of the tokens that were left, structure included) wherever tokens were merged.
+        work: what the present layer leaves out for it, or None.
         capped: whether a step asked for more tokens than there were.
         counts: whether it is the one that reports tell of, where a prompt has several rows.
     """
@@ -52,6 +54,7 @@ class Strip:
     course: list[tuple[int, int]] = field(default_factory=list)
     trace: list[tuple[int, Tensor]] = field(default_factory=list)
     merges: list[tuple[int, Reduction]] = field(default_factory=list)
+    work: Work | None = None
     capped: bool = False
     counts: bool = True
 

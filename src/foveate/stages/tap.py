@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+Attend = Callable[..., "tuple[Tensor, Tensor | None]"]
+_instead: weakref.WeakKeyDictionary[nn.Module, Attend] = weakref.WeakKeyDictionary()
 Reader = Callable[[nn.Module, Tensor, Tensor, Tensor | None, dict], "Tensor | None"]
 _readers: weakref.WeakKeyDictionary[nn.Module, list[Reader]] = weakref.WeakKeyDictionary()
 PREFIX = "foveate_tap_"  # a prefix, because flash code paths test for "flash" anywhere in the name
@@ -55,6 +57,23 @@ def tap(module: nn.Module, reader: Reader) -> Callable[[], None]:
     return remove
 
 
+def instead(module: nn.Module, attend: Attend) -> Callable[[], None]:
+    """Let ``attend(kernel, query, key, value, mask, scale)`` work out the attention of ``module``, which has a tap.
+
+    ``kernel(query, key, value, mask)`` is the module's own, also for some of the rows or heads; both give (b, q, heads,
+    width), and weights or None. Returns a function that ends it.
+    """
+    before = _instead.get(module)
+    _instead[module] = attend
+
+    def remove() -> None:
+        _instead.pop(module, None)
+        if before is not None:
+            _instead[module] = before
+
+    return remove
+
+
 def _through(base: str):
     def attend(module, query, key, value, attention_mask=None, **kwargs):
         for reader in _readers.get(module, ()):
@@ -62,6 +81,7 @@ def _through(base: str):
                 more = {**kwargs, "value": value.detach()}
                 mask = reader(module, query.detach(), key.detach(), attention_mask, more)
                 attention_mask = attention_mask if mask is None else mask
+        change = _instead.get(module)
         # Kernels look at the name in the module's config, too (flash picks its library by it): show them the true one.
         if "_foveate_config" in module.__dict__:
             module = copy.copy(module)
@@ -75,7 +95,18 @@ def _through(base: str):
             from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
             function = ALL_ATTENTION_FUNCTIONS[base]
-        return function(module, query, key, value, attention_mask, **kwargs)
+        if change is None:
+            return function(module, query, key, value, attention_mask, **kwargs)
+
+        def kernel(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+            shown = module
+            if key.shape[1] == query.shape[1]:  # as many key heads as query heads, whatever the module has
+                shown = copy.copy(module)
+                shown.num_key_value_groups = 1
+            return function(shown, query, key, value, mask, **kwargs)
+
+        scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
+        return change(kernel, query, key, value, attention_mask, scale)
 
     return attend
 
