@@ -237,6 +237,10 @@ class LayerMethod(Method):
     def stops(self, depth: int) -> Sequence[int]:
         """Layers before which it is called, ascending; 0 is before the first. depth: layers of the language model."""
 
+    def looks(self, layer: int, depth: int) -> bool:
+        """Whether it is shown what its card needs at a stop; where not, nothing is read for it."""
+        return True
+
     def carry(self, view: View) -> Mapping[str, Tensor]:
         """(n,) tensors that are the view's ``marks`` when it is called, and, for tokens that stay, at the next stop."""
         return {}

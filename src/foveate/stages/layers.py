@@ -90,7 +90,9 @@ def hook(
     if any(step.method.card.needs for step in evictions):
         looked |= {number for number in range(len(layers)) if evict.thinned(family, number)}
     for step in steps:
-        needs, stops = set(step.method.card.needs), step.method.stops(len(layers))  # type: ignore[attr-defined]
+        method: Any = step.method
+        needs = set(method.card.needs)
+        stops: Sequence[int] = [stop for stop in method.stops(len(layers)) if method.looks(stop, len(layers))]
         looked |= set(stops) if "ahead_row" in needs else set()
         looked |= {stop - 1 for stop in stops if stop} if needs - UNREAD else set()
     attended: set[int] = set()

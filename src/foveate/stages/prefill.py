@@ -201,6 +201,7 @@ class Prefill(Later):
             name: getattr(strip.layout, name)[on.to("cpu")].to(states.device) for name in ("tile", "row", "col", "kind")
         }
         marks = dict(strip.marks)
+        needs = method.card.needs if method.looks(number, self.depth) else ()
         if strip.running is not None:
             marks["waiting"] = ~strip.running[on]
         columns = strip.columns[on]
@@ -211,7 +212,7 @@ class Prefill(Later):
                     min(strip.k, n),
                     size=strip.size[on],
                     marks=marks,
-                    extras={need: look(need, strip, columns) for need in method.card.needs},
+                    extras={need: look(need, strip, columns) for need in needs},
                     ordinal=strip.picture.ordinal,
                     left=len(stops) - 1 - stops.index(number),
                     layer=number,
