@@ -35,7 +35,8 @@ MAY_IMPORT = {
     "report": WAIST,
     "families": WAIST,
     "stages": WAIST | {"families", "parts", "plan", "method"},
-    "attach": WAIST | {"plan", "method", "stages", "families", "report"},
+    "summary": WAIST | {"plan", "stages", "families", "report"},
+    "attach": WAIST | {"plan", "method", "stages", "families", "report", "summary"},
 }
 # What is built on the core uses its public names; nothing in the core looks back.
 PUBLIC = WAIST | {"__init__", "attach", "families", "method", "plan", "registry", "report"}

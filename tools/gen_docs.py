@@ -118,6 +118,7 @@ NEED = {
     "layer_keys": "keys of the layer before",
     "text_keys": "keys of the text after the image in the layer before",
     "window_rows": "the attention of the prompt's last tokens in every layer",
+    "query": "the last prompt token's query, and all keys, in one layer",
     "received": "the attention that every entry receives from all tokens, in every layer",
 }
 COUNT = {
@@ -192,8 +193,10 @@ the input decides. **Stage** is where a method runs:
 def method_page(cls: Any) -> str:
     """The page of one method."""
     from foveate.cli.catalogue import options_of
+    from foveate.method import Method
 
     card = cls.card
+    settled = issubclass(cls, Method) and cls().settled
     summary = (cls.__doc__ or "").split("Attributes:")[0].strip()
     module = inspect.cleandoc(sys.modules[cls.__module__].__doc__ or "")
     facts = [
@@ -204,7 +207,7 @@ def method_page(cls: Any) -> str:
         ["looks at", "; ".join(NEED[need] for need in card.needs) or "the tokens only"],
         ["guided by the question", {"none": "no", "question": "yes"}[card.guidance]],
         ["keeps", COUNT[card.count]],
-        ["`keep` counts", BUDGET[card.budget]],
+        ["`keep` counts", "not needed: its options say what happens" if settled else BUDGET[card.budget]],
         ["touches", {"visual": "visual tokens", "all": "all tokens"}[card.touches]],
         ["positions in the paper", card.positions if card.paper else "-"],
         ["training", card.training],
@@ -212,7 +215,8 @@ def method_page(cls: Any) -> str:
         ["mechanism", card.mechanism],
     ]
     options = options_of(cls)
-    code = f'with foveate.compress(model, "{card.name}", keep=64) as run:\n    out = model.generate(**inputs)'
+    budget = "" if settled else ", keep=64"
+    code = f'with foveate.compress(model, "{card.name}"{budget}) as run:\n    out = model.generate(**inputs)'
     parts = [
         f"{MADE}# {card.name}\n\n**{card.title}**\n",
         markdown(module) + "\n",
@@ -224,7 +228,8 @@ def method_page(cls: Any) -> str:
         rows = [[f"`{o['name']}`", f"`{o['default']}`", o["meaning"] or "-"] for o in options]
         first = options[0]
         parts.append("## Options\n\n" + table(["option", "default", "meaning"], rows))
-        parts.append(f"In a plan: `{card.name}:keep=64,{first['name']}={first['default']}`.\n")
+        keep = "" if settled else "keep=64,"
+        parts.append(f"In a plan: `{card.name}:{keep}{first['name']}={first['default']}`.\n")
     if made := cost(cls):
         parts.append(f"## Cost\n\n{made}\n")
     if card.differences:
@@ -299,7 +304,7 @@ def cost(cls: Any) -> str:
     from torch.utils.flop_counter import FlopCounterMode
 
     from foveate import Extra, Recipe, Reduction, View
-    from foveate.method import CacheMethod, WorkMethod
+    from foveate.method import CacheMethod, RerunMethod, WorkMethod
 
     class Square(TorchDispatchMode):
         """Notes whether a matrix with the tokens along both sides is ever made."""
@@ -312,7 +317,7 @@ def cost(cls: Any) -> str:
                 self.seen |= isinstance(one, torch.Tensor) and sum(side == N for side in one.shape) > 1
             return out
 
-    if issubclass(cls, (Recipe, CacheMethod, WorkMethod)):
+    if issubclass(cls, (Recipe, CacheMethod, RerunMethod, WorkMethod)):
         return ""
     gen = torch.Generator().manual_seed(0)
     extras = {

@@ -12,21 +12,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import nn
 
 from .errors import UnsupportedError
 from .families import Family, adapt
 from .families.wrapped import named, unwrapped
 from .plan import Plan
-from .report import ImageReport, Report, Stopwatch
+from .report import Report, Stopwatch
 from .stages import cache as caches
-from .stages import connector, encoder, evict, layers, prompt
+from .stages import connector, encoder, evict, layers, prompt, rerun
 from .stages.picture import Picture
 from .stages.positions import Rotary
 from .stages.question import Question, Relevance, Turns, question_ids, special_ids, text_columns
 from .stages.strip import Strip
-from .tokens import Kind
+from .summary import summary
 
 PIXELS = ("pixel_values", "pixel_values_videos", "pixel_values_images", "image_patches")
 READY = ("input", "encoder", "connector", "layers", "cache")  # stages that exist
@@ -107,6 +106,7 @@ class Run:
         self._undo: list[Callable[[], None]] = []
         self._rotary: Rotary | None = None
         self._inside = bool(layers.steps_of(plan) or evict.steps_of(plan))
+        self._again = rerun.step_of(plan)
         try:
             if plan.carried:
                 self._rotary = Rotary(self.family, plan.carried, self._undo)
@@ -115,6 +115,9 @@ class Run:
                 layers.check(self.family, layers.steps_of(plan))
                 evict.check(self.family, evict.steps_of(plan))
                 layers.hook(self.family, layers.steps_of(plan), evict.steps_of(plan), self._here, self._undo)
+            rerun.check(self.family, plan)
+            if self._again is not None:
+                rerun.hook(self.family, self._again, self._here, self._undo)
             for module in modules:
                 self._undo.append(module.register_forward_pre_hook(self._before, with_kwargs=True).remove)
                 after = module.register_forward_hook(self._after, with_kwargs=True, always_call=True)
@@ -157,13 +160,15 @@ class Run:
     # -- one call --------------------------------------------------------------------------------------------------
 
     def _before(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]):
+        if getattr(self._here, "first", None) is not None:
+            return None  # the first of two runs
         kwargs = named(module, args, kwargs)
         past = kwargs.get("past_key_values")
         memory = caches.memory_of(past)
         images = (kwargs.get("mm_encoder_outputs") or {}).get("image")
         if (memory is not None and memory.prepared) or hasattr(images, prompt.ENDING):
             return None  # a wrapper around the model was called, and its hook has done the work
-        self._here.call, self._here.close = None, []
+        self._here.call, self._here.close, self._here.ending = None, [], None
         new = self._prompt(kwargs, past, memory)
         if self._inside and self._here.call is None:
             if memory is not None and layers.shortened(past):
@@ -175,7 +180,7 @@ class Run:
                 base, none = prompt.Base.of(new), [list[Picture]() for _ in ids]
                 new, call = layers.prefill(self.family, self.plan, new, new, none, 1, base, past, Stopwatch)
                 self._here.call = call
-                report = self._summary([], ids.shape[1], ids.shape[1], (), call.took, [])
+                report = self._told([], ids.shape[1], ids.shape[1], (), call.took, [])
                 self._here.close.append(lambda: self._done(_told(report, call)))
         if self._rotary is not None:
             ending = _ending(new)
@@ -183,20 +188,24 @@ class Run:
         return None if new is kwargs else ((), new)
 
     def _after(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+        if getattr(self._here, "first", None) is not None:
+            return
         if self._rotary is not None:
             self._rotary.during(None)
         memory = caches.memory_of(kwargs.get("past_key_values"))
         if memory is not None:
             memory.prepared = False
-        ending, call, close = _ending(kwargs), getattr(self._here, "call", None), getattr(self._here, "close", ())
-        self._here.call, self._here.close = None, ()
+        ending = _ending(kwargs) or getattr(self._here, "ending", None)
+        call, close = getattr(self._here, "call", None), getattr(self._here, "close", ())
+        self._here.call, self._here.close, self._here.ending = None, (), None
         if output is None:
             return
         cache = _cache_in(output) or kwargs.get("past_key_values")
         if ending is not None:
             if cache is not None:
                 caches.remember(cache, ending.removed, ending.alive, ending.back, ending.needs_run)
-            setattr(kwargs["mm_encoder_outputs"]["image"], prompt.ENDING, None)  # once
+            if (kwargs.get("mm_encoder_outputs") or {}).get("image") is not None:
+                setattr(kwargs["mm_encoder_outputs"]["image"], prompt.ENDING, None)  # once
         if isinstance(call, layers.Prefill) and cache is not None:
             if ending is None:
                 caches.remember(cache, 0, call.alive, None, False)
@@ -211,6 +220,8 @@ class Run:
         encoded = kwargs.get("mm_encoder_outputs") or {}
         pixels = [name for name in PIXELS if kwargs.get(name) is not None]
         if not pixels and not any(output is not None for output in encoded.values()):
+            if self._again is not None and kwargs.get("input_ids") is not None and _empty(past):
+                return self._text(kwargs, past)
             return prompt.continued(self.family, self.plan, kwargs, past, memory)
         if kwargs.get("input_ids") is None:
             raise UnsupportedError(
@@ -239,12 +250,17 @@ class Run:
         prompts, repeat = self._reduced(kwargs, output, carried)
         pictures = [p for prompt in prompts for p in prompt]
         before = after = kwargs["input_ids"].shape[1]
-        if all(p.reduction is None for p in pictures):
+        gone = None
+        if self._again is not None and pictures:
+            gone = rerun.twice(
+                self.family, self.plan, self._again, self._here, kwargs, output, prompts, repeat, past, memory
+            )
+        if gone is None and all(p.reduction is None for p in pictures):
             new = prompt.continued(self.family, self.plan, kwargs, past, memory)
             base = prompt.Base.of(kwargs) if self._inside else None
         else:
             count = 0 if self._rotary is None else self._rotary.count
-            new = prompt.shortened(self.family, self.plan, kwargs, output, prompts, repeat, past, memory, count)
+            new = prompt.shortened(self.family, self.plan, kwargs, output, prompts, repeat, past, memory, count, gone)
             after, base = new["input_ids"].shape[1], _ending(new).base  # type: ignore[union-attr]
         stop, clocks, strips = watch.stop(), list(carried.seconds), list[Strip]()
 
@@ -257,11 +273,26 @@ class Run:
             self._here.call, clocks, strips = call, [*clocks, call.took], call.strips
             # What happens between the layers is known when they have run.
             self._here.close.append(
-                lambda: self._done(_told(self._summary(pictures, before, after, notes, seconds, strips), call))
+                lambda: self._done(_told(self._told(pictures, before, after, notes, seconds, strips), call))
             )
         else:
-            self._done(self._summary(pictures, before, after, notes, seconds, strips))
+            self._done(self._told(pictures, before, after, notes, seconds, strips))
         return given if new is kwargs and not pixels else new
+
+    def _text(self, kwargs: dict[str, Any], past: Any) -> dict[str, Any]:
+        """A prompt of text under a plan that chooses among all tokens."""
+        assert self._again is not None
+        watch, rows, before = (
+            Stopwatch(kwargs["input_ids"].device),
+            len(kwargs["input_ids"]),
+            kwargs["input_ids"].shape[1],
+        )
+        none = [list[Picture]() for _ in range(rows)]
+        gone = rerun.twice(self.family, self.plan, self._again, self._here, kwargs, None, none, 1, past, None)
+        new = prompt.shortened(self.family, self.plan, kwargs, None, none, 1, past, None, gone=gone)
+        self._here.ending = new.pop(prompt.ENDING)
+        self._done(self._told([], before, new["input_ids"].shape[1], (), watch.stop(), []))
+        return new
 
     def _encoded(self, kwargs: dict[str, Any], pixels: list[str]) -> dict[str, Any]:
         """The arguments of a plain forward call as ``generate`` would hand them over: encoded."""
@@ -295,60 +326,11 @@ class Run:
 
     # -- what happened ---------------------------------------------------------------------------------------------
 
+    def _told(self, *facts: Any) -> Report:
+        return summary(self.plan, self.family, self._rotary, *facts)
+
     def _done(self, report: Report) -> None:
         self._here.report = self._last = report
-
-    def _summary(
-        self,
-        pictures: list[Picture],
-        before: int,
-        after: int,
-        notes: tuple[str, ...],
-        seconds: Callable[[], float],
-        strips: list[Strip],
-    ) -> Report:
-        names = [str(step) for step in self.plan.steps]
-        images, depth = [], self.family.decoder_layers()
-        inside = {id(strip.picture): strip for strip in strips if strip.counts}
-        for p in pictures:
-            strip = inside.get(id(p))
-            asked = [*p.asked, *([] if strip is None else [k for k, _ in strip.steps])]
-            counts = [*p.counts, *([] if strip is None else [n for _, n in strip.steps])]
-            anchors = torch.arange(p.full.n) if p.reduction is None else p.reduction.anchor.to("cpu")
-            images.append(
-                ImageReport(
-                    p.sample,
-                    p.ordinal,
-                    counts[0],
-                    counts[-1],
-                    tuple(zip(names, asked, counts[1:], strict=False)),
-                    p.full.n - p.counts[0],
-                    int((p.layout.kind != Kind.CONTENT).sum()),
-                    anchors,
-                    p.full.grids,
-                    p.full.boxes,
-                    p.full.tile,
-                    p.full.row,
-                    p.full.col,
-                    p.full.kind,
-                    p.capped or (strip is not None and strip.capped),
-                    p.reduction,
-                    tuple(p.tower),
-                    None if p.members is None else p.members.to("cpu"),
-                    None if p.positions is None else p.positions.to("cpu"),
-                    p.marks,
-                    () if strip is None else tuple((layer, tokens.to("cpu")) for layer, tokens in strip.trace),
-                    () if strip is None else tuple(strip.merges),
-                    float(counts[-1]) if strip is None else strip.average(depth),
-                )
-            )
-        if self._rotary is not None and self._rotary.count < self.plan.carried:
-            sections = ", ".join(map(str, self._rotary.sections))
-            notes += (
-                f"a merged token carries {self._rotary.count} positions, not {self.plan.carried}, which does not divide the "
-                f"frequencies of the rotary embedding: {sections}",
-            )
-        return Report(str(self.plan), tuple(images), before, after, depth, notes, _seconds=seconds)
 
 
 def _ending(kwargs: dict[str, Any]) -> prompt.Ending | None:

@@ -32,7 +32,7 @@ RESERVED = ("keep", "at", "split")  # what plan text says about any step; no opt
 # Read in the vision tower or known before the language model; between its layers; in its cache, besides "text_rows".
 BEFORE = ("attention", "early", "keys", "question", "values", "value_attention", "pixels", "vocabulary")
 BETWEEN = ("first", "first_text", "last_row", "ahead_row", "text_rows", "text_text", "text", "layer_keys", "text_keys")
-CACHED = ("window_rows", "received")
+CACHED = ("window_rows", "received", "query")
 NEEDS = (*BEFORE, *BETWEEN, *CACHED)
 CHOICES = {
     "features": ("before", "after"),
@@ -86,7 +86,8 @@ class Card:
             the text after the image in the layer before; "text_text" (h, q, q), what that text pays to itself; "ahead_row"
             (h, n), that of the last prompt token as the next layer will compute it; "text" (q, d), states of that text;
             "layer_keys" (n, c) and "text_keys" (q, c), keys of all key heads of the layer before, side by side.
-            In the cache: "window_rows", "text_rows", "received", see :class:`foveate.entries.Entries`.
+            In the cache: "window_rows", "text_rows", "received", see :class:`foveate.entries.Entries`. For a second run:
+            "query" (1, heads, c), that of the last prompt token in a layer.
         guidance: "none", or "question" if the text decides.
         count: "fixed" (exactly the budget), "grid" (nearest grid within it) or "content" (the input decides).
         budget: what keep counts: tokens "left" after its last stop, their "mean" over the language model's layers, or
@@ -314,6 +315,26 @@ class CacheMethod(Method):
             alive: (b, s) False for slots that hold nothing.
         """
         raise NotImplementedError(f"{self.name} does not evict while decoding")
+
+
+@dataclass(frozen=True)
+class RerunMethod(Method):
+    """A method that lets the first layers run on the whole prompt, chooses by what it sees there, and starts again.
+
+    ``keep`` counts the tokens of the prompt, text included, with which the whole model then runs.
+    """
+
+    @abstractmethod
+    def layer(self, depth: int) -> int:
+        """The layer whose queries and keys it looks at. depth: layers of the language model."""
+
+    @abstractmethod
+    def __call__(self, entries: Entries) -> Tensor:
+        """(k,) tokens that stay, ascending, k = ``entries.k``.
+
+        Args:
+            entries: keys of one prompt in that layer, and under "query" (1, heads, c) that of its last token.
+        """
 
 
 @dataclass(frozen=True)

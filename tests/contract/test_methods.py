@@ -9,7 +9,7 @@ import views
 from foveate import registry
 from foveate.budget import Budget
 from foveate.errors import MethodError
-from foveate.method import CacheMethod, LayerMethod, Method, WorkMethod
+from foveate.method import CacheMethod, LayerMethod, Method, RerunMethod, WorkMethod
 from foveate.plan import Plan
 from foveate.routes import Route
 from foveate.tokens import Reduction, View
@@ -17,8 +17,8 @@ from foveate.tokens import Reduction, View
 METHODS = {
     name: cls
     for name, cls in registry.classes().items()
-    # Those see entries, or answer what a layer does: test_cache.py, test_work.py.
-    if issubclass(cls, Method) and not issubclass(cls, (CacheMethod, WorkMethod))
+    # Those see entries, or answer what a layer does: test_cache.py, test_rerun.py, test_work.py.
+    if issubclass(cls, Method) and not issubclass(cls, (CacheMethod, RerunMethod, WorkMethod))
 }
 every_method = pytest.mark.parametrize("name", METHODS)
 

@@ -67,12 +67,12 @@ def thinned(family: Family, layer: int) -> bool:
 class Evictor:
     """Thins out the cache of one call. step: of the plan; call: its prefill, whose columns are counted from 0."""
 
-    def __init__(self, family: Family, step: Step, call: Prefill, ends: Tensor) -> None:
-        """ends: (b,) column after the last of each prompt; what comes after, a draft, is no part of it."""
+    def __init__(self, family: Family, step: Step, call: Prefill, ends: list[int]) -> None:
+        """ends: of each row, the column after the last of its prompt; what comes after, a draft, is no part of it."""
         self.family, self.step, self.call = family, step, call
         assert isinstance(step.method, CacheMethod)
         self.method: CacheMethod = step.method
-        self.ends = ends.tolist()
+        self.ends = ends
         self.scores: dict[tuple[int, int], tuple[Tensor | None, float]] = {}
         self.thinned: list[Thinned] = []
         self.before = self.after = 0  # bytes

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import UnsupportedError
 from ..families import Family
-from ..method import BETWEEN, LayerMethod, WorkMethod
+from ..method import BETWEEN, LayerMethod, RerunMethod, WorkMethod
 from ..plan import Plan, Step
 from . import cache as caches
 from . import evict, tap
@@ -37,7 +37,8 @@ __all__ = ["Later", "Prefill", "check", "hook", "prefill", "shortened", "steps_o
 
 def steps_of(plan: Plan) -> list[Step]:
     """A plan's steps between the layers that may change something."""
-    return [s for s in plan.steps if s.stage == "layers" and (s.keep is None or not s.keep.is_all)]
+    some = [s for s in plan.steps if s.stage == "layers" and not isinstance(s.method, RerunMethod)]
+    return [s for s in some if s.keep is None or not s.keep.is_all]
 
 
 def check(family: Family, steps: Sequence[Step]) -> None:
@@ -180,8 +181,7 @@ def prefill(
         )
     types = {name: mine for name, (_, mine) in token_types(kwargs).items()}
     text = base.take(text_columns(kwargs) & ~family.placeholders(kwargs["input_ids"], kwargs | types))
-    ends = base.take(text_columns(kwargs)).long()
-    ends = ends.shape[1] - ends.flip(1).argmax(1)  # column after the last of the prompt
+    ends = base.ends(text_columns(kwargs))
     strips = [
         Strip.of(row, picture, base.columns(row, picture), row % repeat == 0)
         for row in range(len(text))

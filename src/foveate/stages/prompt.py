@@ -53,6 +53,11 @@ class Base:
         """Of a mask (b, L) over the caller's columns, that over these."""
         return x if self.cut is None else self.cut.take(x) & self.cut.alive
 
+    def ends(self, text: Tensor) -> list[int]:
+        """The column after the last of each prompt. text: (b, L) the caller's columns that belong to it."""
+        there = self.take(text).long()
+        return (there.shape[1] - there.flip(1).argmax(1)).tolist()
+
     def columns(self, row: int, picture: Picture) -> Tensor:
         """(n,) columns of a picture's tokens in a row."""
         if self.cut is None:
@@ -90,6 +95,7 @@ def shortened(
     past: Any,
     memory: caches.Memory | None,
     count: int = 0,
+    gone: Tensor | None = None,
 ) -> dict[str, Any]:
     """The call's arguments without the columns that the pictures lost.
 
@@ -101,6 +107,7 @@ def shortened(
         past: the cache, or None.
         memory: what it knows of earlier turns.
         count: positions that a merged token carries; 0 if only its anchor's.
+        gone: (b, L) further columns to leave out, of text; or None.
 
     Raises:
         UnsupportedError: if the cache or the mask cannot be shortened.
@@ -125,7 +132,13 @@ def shortened(
                 counts[row] -= p.reduction.n - p.reduction.m
             features.append(p.x)
             planes.append(p.planes)
-    lost = sum(p.reduction.n - p.reduction.m for prompt in prompts for p in prompt if p.reduction is not None)
+    lost = 0
+    if gone is not None:
+        keep &= ~gone
+        fewer_text = (gone & valid).sum(1).tolist()
+        counts = [n - few for n, few in zip(counts, fewer_text, strict=True)]
+        lost = sum(fewer_text)
+    lost += sum(p.reduction.n - p.reduction.m for prompt in prompts for p in prompt if p.reduction is not None)
     # Padding leaves with the rest, unless all of it is needed to keep the rows equally long.
     cut = Cut.keeping(keep, counts, right) if lost else Cut.nothing(valid, whole)
 
@@ -152,11 +165,14 @@ def shortened(
         new |= _one_sequence(family, plan, new, hidden, stored)
     if memory is not None:
         memory.prepared = True
-    joined = [torch.cat(stack) for stack in zip(*planes, strict=True)]
-    fewer = family.replaced(output, features, joined)
     unfit = bool(lost) and (hidden or back is not None)
     carried = carry(prompts, repeat, positions, cut, count) if count else None
-    setattr(fewer, ENDING, Ending(cut.removed, alive, back, unfit, Base(cut.alive, counts, right, cut), carried))
+    ending = Ending(cut.removed, alive, back, unfit, Base(cut.alive, counts, right, cut), carried)
+    if output is None:  # a prompt of text
+        return {**new, ENDING: ending}
+    joined = [torch.cat(stack) for stack in zip(*planes, strict=True)]
+    fewer = family.replaced(output, features, joined)
+    setattr(fewer, ENDING, ending)
     new["mm_encoder_outputs"] = {**kwargs["mm_encoder_outputs"], "image": fewer}
     return new
 
