@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,16 +19,30 @@ from foveate.cli import new as new_command  # the function; its module is below
 module = sys.modules["foveate.cli.new"]
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "oddest_of_all"
+# What the tests of the contract run on a plug-in of each kind; on one family, where they would on all.
+CONTRACT = {
+    "score": (["-k", NAME, "tests/contract/test_methods.py"], 20),
+    "layer": (
+        ["-k", f"{NAME} and (llava or not family)", "tests/contract/test_methods.py", "tests/contract/test_layers.py"],
+        20,
+    ),
+    "cache": (["-k", f"{NAME} and (llava or not family)", "tests/contract/test_cache.py"], 15),
+}
 
 
 def invoke(*words):
     return CliRunner().invoke(app, words)
 
 
+@pytest.fixture(scope="module", params=CONTRACT)
+def kind(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def package(tmp_path_factory):
+def package(tmp_path_factory, kind):
     folder = tmp_path_factory.mktemp("plug") / "plugin"
-    done = invoke("new", NAME, "--package", str(folder))
+    done = invoke("new", NAME, "--package", str(folder), *([] if kind == "score" else ["--kind", kind]))
     assert done.exit_code == 0, done.output
     return folder
 
@@ -71,21 +86,12 @@ def test_the_plugin_is_found_and_listed(installed):
     assert json.loads(done.stdout)["options"][0]["meaning"]
 
 
-def test_the_contract_tests_run_on_the_plugin(installed):
-    done = python(
-        installed,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-k",
-        NAME,
-        "tests/contract/test_methods.py",
-    )
+def test_the_contract_tests_run_on_the_plugin(installed, kind):
+    words, least = CONTRACT[kind]
+    done = python(installed, "-m", "pytest", "-q", "-p", "no:cacheprovider", *words)
     assert done.returncode == 0, done.stdout + done.stderr
     passed = next(line for line in done.stdout.splitlines() if " passed" in line)
-    assert int(passed.split(" passed")[0].split()[-1]) > 20
+    assert int(passed.split(" passed")[0].split()[-1]) > least
 
 
 def test_its_own_test_passes(package, installed):
@@ -111,6 +117,32 @@ def test_names_that_cannot_be(name, tmp_path):
 def test_a_name_that_is_taken(tmp_path):
     done = invoke("new", "random", "--package", str(tmp_path))
     assert done.exit_code == 2 and "already" in done.stderr
+
+
+def test_a_kind_that_is_not():
+    done = invoke("new", "oddest", "--kind", "tower")
+    assert done.exit_code == 2 and "score, layer, cache" in done.stderr
+
+
+@pytest.mark.parametrize("kind", CONTRACT)
+def test_what_it_writes_is_in_order(kind, tmp_path, monkeypatch):
+    """Names, imports and form, by the project's own rules."""
+    ruff = shutil.which("ruff") or shutil.which("ruff", path=str(Path(sys.executable).parent))
+    if ruff is None:
+        pytest.skip("ruff is not installed")
+    monkeypatch.setattr(module, "_checkout", lambda: tmp_path)
+    assert invoke("new", NAME, "--kind", kind).exit_code == 0
+    home = 'lint.isort.known-first-party=["foveate"]'
+    for words in (["check", "--config", home], ["format", "--check"]):
+        words += [
+            "--no-cache",
+            "--config",
+            str(ROOT / "pyproject.toml"),
+            str(tmp_path / "src"),
+            str(tmp_path / "tests"),
+        ]
+        done = subprocess.run([ruff, *words], capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_in_a_checkout_it_writes_method_and_test(tmp_path, monkeypatch):
