@@ -1,4 +1,4 @@
-"""``foveate bench``: speed against the oracle, choosing by itself, and the testbed's table."""
+"""``foveate bench``: speed against the oracle, choosing by itself, and the testbed's tables."""
 
 from __future__ import annotations
 
@@ -149,6 +149,50 @@ def select(
     with progress() as bars:
         task = bars.add_task("choosing", total=steps(names, sizes, repeats))
         result = measure_select(names, sizes, width, keep, repeats, lambda: bars.advance(task))
+    results.parent.mkdir(parents=True, exist_ok=True)
+    results.write_text(json.dumps(result, indent=1) + "\n")
+    if write is not None:
+        write.write_text(replaced(write.read_text(), markdown(result), START, END))
+        typer.echo(f"wrote {write}", err=True)
+    typer.echo(json.dumps(result) if as_json else markdown(result))
+
+
+@app.command()
+def inside(
+    write: Annotated[Path | None, typer.Option(help="Put the tables between their marks in this file.")] = None,
+    results: Annotated[Path, typer.Option(help="Where the numbers go, as JSON.")] = Path("results/inside.json"),
+    samples: Annotated[int, typer.Option(min=1, help="Questions per slice; the set holds 160.")] = 50,
+    methods: Annotated[str, typer.Option(help="Names, with commas; default: all of the layers and the cache.")] = "",
+    shares: Annotated[str, typer.Option(help="Of the decoder layers' arithmetic, with commas.")] = "0.7,0.5,0.35",
+    sizes: Annotated[str, typer.Option(help="Of the cache's bytes, with commas.")] = "0.5,0.25,0.1",
+    repeats: Annotated[int, typer.Option(min=1, help="Timed rounds that count.")] = 7,
+    batch: Annotated[int, typer.Option(min=1)] = 16,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch; default: as torch chooses.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    as_json: As_json = False,
+) -> None:
+    """Methods between the language model's layers at equal arithmetic, and of its cache at equal bytes, on the testbed."""
+    import torch
+
+    from ..bench.inside import END, START, markdown, measure_inside
+    from ..bench.table import replaced
+
+    names, targets = names_of(methods) or None, (numbers_of(shares, float), numbers_of(sizes, float))
+    if threads is not None:
+        torch.set_num_threads(threads)
+    model, processor = load_testbed(device)
+    said = {"--samples": samples, "--methods": methods, "--shares": shares, "--sizes": sizes, "--repeats": repeats}
+    said |= {"--batch": batch, "--threads": threads, "--device": device, "--write": write}
+    usual = {"--samples": 50, "--methods": "", "--shares": "0.7,0.5,0.35", "--sizes": "0.5,0.25,0.1", "--repeats": 7}
+    usual |= {"--batch": 16, "--device": "cpu"}
+    words = [f" {name} {value}" for name, value in said.items() if value != usual.get(name)]
+    with progress() as bars:
+        task = bars.add_task("search", total=None)
+        result = measure_inside(
+            model, processor, shares=targets[0], sizes=targets[1], methods=names, samples=samples, repeats=repeats,
+            batch=batch, command="foveate bench inside" + "".join(words),
+            tick=lambda what, done, total: bars.update(task, description=what, completed=done, total=total),
+        )  # fmt: skip
     results.parent.mkdir(parents=True, exist_ok=True)
     results.write_text(json.dumps(result, indent=1) + "\n")
     if write is not None:
