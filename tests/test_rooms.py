@@ -87,7 +87,7 @@ def test_a_room_imports_only_what_it_may(path):
 
 
 def test_the_import_rules_see_what_they_should():
-    assert {"errors", "families", "plan", "report", "stages", "tokens"} <= imported(PACKAGE / "attach.py")
+    assert {"errors", "families", "plan", "report", "stages", "summary"} <= imported(PACKAGE / "attach.py")
     assert "bench" in imported(PACKAGE / "cli" / "bench.py")
 
 

@@ -9,12 +9,12 @@ from foveate import registry
 from foveate.bench.select import END, START, markdown, measure_select, peak, picture, prefill_flops, steps
 from foveate.bench.table import replaced
 from foveate.errors import UnsupportedError
-from foveate.method import NEEDS
+from foveate.method import BEFORE, BETWEEN, CacheMethod, Recipe, RerunMethod
 
 
 def test_the_picture_has_whatever_a_card_can_name():
     view = picture(1152, 100, 32)
-    assert set(NEEDS) | {"boxes"} == set(view.extras) and view.k == 100
+    assert {*BEFORE, *BETWEEN, "boxes"} == set(view.extras) and view.k == 100
     assert torch.bincount(view.tile).tolist() == [576, 576] and len(view.extras["boxes"].value) == 2
     assert "boxes" not in picture(576, 1, 8).extras
     with pytest.raises(UnsupportedError, match="100 tokens"):
@@ -30,8 +30,11 @@ def test_every_method_is_a_row():
     rows = {row["method"]: row for row in json.loads(json.dumps(result))["rows"]}
     assert set(rows) == set(registry.classes())
     for name, row in rows.items():
-        if registry.get(name).card.stages[0] == "input":
+        cls = registry.get(name)
+        if cls.card.stages[0] == "input":
             assert "pixels" in row["refused"]
+        elif issubclass(cls, (Recipe, CacheMethod, RerunMethod)):
+            assert row["refused"]
         else:
             assert row["ms"] > 0 and row["products"] > 0 and row["share_of_7b_prefill"] > 0 and row["peak_bytes"] >= 0
             assert row["products"] == pytest.approx(row["ms"] / row["product_ms"], rel=1e-6), "one round"

@@ -24,14 +24,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .. import registry
 from ..errors import UnsupportedError
-from ..method import Method, Recipe, TowerMethod
+from ..method import CacheMethod, Method, Recipe, RerunMethod, TowerMethod
 from ..tokens import TOKEN_AXIS, Extra, Reduction, View
 from .environment import environment
 from .timing import Job, interleaved
 
 SIDE = 24  # of a tile
 DEPTH, HEADS, KEYS, WORDS, PIXELS, TEXT = 23, 16, 1024, 16, 3 * 14 * 14, 64  # as LLaVA-1.5's tower has them
-VOCABULARY, LAYERS_7B, WIDTH_7B, INNER_7B = 32000, 32, 4096, 11008
+VOCABULARY, LAYERS, WIDTH_7B, INNER_7B = 32000, 32, 4096, 11008
 START, END = "<!-- select-table:start -->", "<!-- select-table:end -->"
 
 
@@ -68,7 +68,13 @@ def picture(n: int, k: int, d: int, seed: int = 0) -> View:
         extras["boxes"] = Extra(torch.tensor([(0.0, 0.0, 1.0, 1.0), *cut]))
     # Groups of like tokens, as pictures have them.
     x = torch.randn(n, d, generator=draw) + 2 * torch.randn(n // 16, d, generator=draw)[place // 24 % (n // 16)]
-    return View(x, k, tile=index // SIDE**2, row=place // SIDE, col=place % SIDE, extras=extras)
+    extras["first"], extras["layer_keys"] = Extra(x), Extra(torch.randn(n, d, generator=draw))
+    extras["first_text"] = extras["text"] = extras["text_keys"] = Extra(torch.randn(WORDS, d, generator=draw))
+    extras["last_row"] = extras["ahead_row"] = extras["attention"]
+    extras["text_rows"] = Extra(torch.randn(HEADS, WORDS, n, generator=draw).softmax(-1))
+    extras["text_text"] = Extra(torch.randn(HEADS, WORDS, WORDS, generator=draw).softmax(-1))
+    places = {"tile": index // SIDE**2, "row": place // SIDE, "col": place % SIDE}
+    return View(x, k, extras=extras, layer=LAYERS // 2, depth=LAYERS, entered=n, **places)
 
 
 def measure_select(
@@ -107,7 +113,9 @@ def measure_select(
 
 def steps(methods: Sequence[str] | None, sizes: Sequence[int], repeats: int) -> int:
     """How often :func:`measure_select` will tick."""
-    names = [name for name in methods or registry.classes() if registry.get(name).card.stages[0] != "input"]
+    not_timed = (Recipe, CacheMethod, RerunMethod)
+    classes = [registry.get(name) for name in methods or registry.classes()]
+    names = [cls.card.name for cls in classes if cls.card.stages[0] != "input" and not issubclass(cls, not_timed)]
     return len(sizes) * (len(names) + 1) * (repeats + 1)
 
 
@@ -124,6 +132,8 @@ def _at(
             refused[name] = "is made of several methods"
         elif made.card.stages[0] == "input":
             refused[name] = "works on pixels and chooses nothing"
+        elif isinstance(made, (CacheMethod, RerunMethod)):
+            refused[name] = "chooses among keys, not tokens: `foveate bench inside` times it in a model"
         else:
             work[name] = _calls(made, view)
     found = interleaved({name: _job(one) for name, one in work.items()}, repeats, tick=tick)
@@ -187,7 +197,7 @@ def _reduced(view: View, answer: Reduction) -> View:
 def prefill_flops(length: int) -> float:
     """Floating-point operations of LLaVA-1.5-7B's language model on a prompt, two per multiplication."""
     per_token = 4 * WIDTH_7B**2 + 3 * WIDTH_7B * INNER_7B
-    return 2.0 * LAYERS_7B * (length * per_token + 2 * length**2 * WIDTH_7B)
+    return 2.0 * LAYERS * (length * per_token + 2 * length**2 * WIDTH_7B)
 
 
 class _Live(TorchDispatchMode):
