@@ -24,7 +24,7 @@ from foveate.errors import UnsupportedError
 FAMILIES = ("llava", "qwen2_5_vl", "gemma3", "internvl", "llava_next", "qwen3_vl")
 PLANS = (
     "divprune:keep=0.5", "fastv:keep=0.3", "pdrop:keep=0.125", "vtw:layer=2", "tome_tower:keep=0.5",
-    "composite", "fewer_efforts:window=3,heads=((0,),(1,))", "ima", "snapkv:keep=0.3,observe=4",
+    "composite", "fewer_efforts:window=3,heads=((0,),(1,))", "ima", "snapkv:keep=0.3,observe=4", "gemfilter:keep=0.4",
 )  # fmt: skip
 PROMPT = [[3, IMAGE_A, 4]]
 

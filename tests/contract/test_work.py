@@ -17,6 +17,7 @@ import tiny
 from foveate.errors import MethodError, UnsupportedError
 from foveate.method import WorkMethod
 from foveate.routes import Work
+from foveate.stages import work
 
 every_family = pytest.mark.parametrize("name", tiny.FAMILIES)
 every_kernel = pytest.mark.parametrize("attn", ["sdpa", "eager"])
@@ -144,6 +145,20 @@ def test_what_is_left_out_counts_as_zero(name, attn, plan):
     close(said, expected_said)
     assert torch.equal(sequences, expected)
     assert (ours - ref.stock(name)[0])[valid].abs().max() > 1e-3, "something was left out"
+
+
+@pytest.mark.parametrize("name", ["llava", "llava_next", "qwen2_5_vl", "gemma3"])
+@every_kernel
+@pytest.mark.parametrize("gathered", [0, 1000], ids=["gathered", "masked"])
+def test_neighbours_gathered_or_masked(name, attn, gathered, monkeypatch):
+    """Two ways to the same attention; which one is quicker depends on how much it leaves out."""
+    monkeypatch.setattr(work, "GATHERED", gathered)
+    model, batch = model_of(name, attn), batch_of(name)
+    with foveate.compress(model, "fewer_efforts:window=3") as run:
+        ours = logits_of(model, batch)
+    eager, valid = model_of(name, "eager"), batch["attention_mask"].bool()
+    with plainly(eager, ref.places(name, MIXED, batch), run.report, batch["input_ids"].shape[1], sees=3):
+        close(ours[valid], logits_of(eager, batch)[valid])
 
 
 @contextmanager

@@ -152,6 +152,7 @@ class _Meter:
         self.columns: dict[int, int] = {}
         self.method = 0
         self.calls = 0  # of the language model
+        self.nested = 0
         self.connecting = False  # the tower's last block has run
         self._region: tuple[object, int] | None = None
         # What is in neither the tower, the layers nor the head stands between the tower and the language model.
@@ -196,14 +197,19 @@ class _Meter:
     def _begin(self, owner: object) -> None:
         if self._region is None:
             self._region = owner, self.counter.get_total_flops()
+        elif self._region[0] is owner:
+            self.nested += 1  # a method runs the model itself
 
     def _end(self, owner: object) -> None:
         if self._region is not None and self._region[0] is owner:
+            if self.nested:
+                self.nested -= 1
+                return
             self.method += self.counter.get_total_flops() - self._region[1]
             self._region = None
 
     def _called(self, *_: Any) -> None:
-        self.calls += 1
+        self.calls += self._region is None
 
     def _looking(self, *_: Any) -> None:
         self.connecting = False

@@ -229,11 +229,14 @@ def prepared(model: Any, batch: Any) -> dict[str, Any]:
 def encoded(model: Any, fed: dict[str, Any], entries: Sequence[Entry]) -> Any:
     """Encoder output from which every entry's plan can start, or None if there is nothing to encode."""
     steps = [s for e in entries if e.plan is not None and not _shrinks(e.plan) for s in e.plan.steps]
+    steps = [s for s in steps if s.stage not in ("layers", "cache")]  # which need nothing of the encoder
     if not any(fed.get(name) is not None for name in PIXELS):
         return None
     steps.sort(key=lambda s: STAGES.index(s.stage))
     # One plan that holds every step collects whatever any of them needs. It only encodes, it never sees a prompt.
-    with compress(model, Plan(tuple(steps))) if steps else nullcontext():
+    # Plans without such steps still start from an output that a run has seen.
+    some = Plan(tuple(steps)) if steps else Plan.of("stride", 1.0)
+    with compress(model, some) if any(e.plan is not None for e in entries) else nullcontext():
         return _encode(model, fed)
 
 

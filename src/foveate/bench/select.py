@@ -73,7 +73,7 @@ def picture(n: int, k: int, d: int, seed: int = 0) -> View:
     extras["last_row"] = extras["ahead_row"] = extras["attention"]
     extras["text_rows"] = Extra(torch.randn(HEADS, WORDS, n, generator=draw).softmax(-1))
     extras["text_text"] = Extra(torch.randn(HEADS, WORDS, WORDS, generator=draw).softmax(-1))
-    places = {"tile": index // SIDE**2, "row": place // SIDE, "col": place % SIDE}
+    places: dict[str, Any] = {"tile": index // SIDE**2, "row": place // SIDE, "col": place % SIDE}
     return View(x, k, extras=extras, layer=LAYERS // 2, depth=LAYERS, entered=n, **places)
 
 

@@ -296,6 +296,8 @@ class Prefill(Later):
         memory, dead, sliding = caches.memory_of(cache), False, False
         for number, blind in self.blinds.items():
             cache.layers[number].blind = blind
+        if memory is not None and self.blinds:
+            memory.needs_run = True
         for number, layer in enumerate(cache.layers[: self.depth]):
             cut, old = self.cuts.get(number), caches.columns_of(layer)
             if cut is None and old is None:

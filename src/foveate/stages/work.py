@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .prefill import Prefill
 
 CHUNK = 256  # queries whose neighbours are gathered at a time
+GATHERED = 4  # how much more a gathered pair of query and key costs than one in the kernel
 Kernel = Callable[[Tensor, Tensor, Tensor, "Tensor | None"], "tuple[Tensor, Tensor | None]"]
 
 
@@ -150,14 +151,17 @@ def _of_image(
         result[:, :, on] = every_head(v, heads)[:, on][:, :, first + slots].transpose(1, 2)
         return result, 0.0
     rows, keys, values = q[:, on][:, :, slots], every_head(k, heads)[:, on], every_head(v, heads)[:, on]
-    if isinstance(work.sees, str):
-        mask = seen[:, :, slots] if seen.shape[1] == 1 else seen[:, on][:, :, slots]
+    mask = seen[:, :, slots] if seen.shape[1] == 1 else seen[:, on][:, :, slots]
+    near, outside = None, slots
+    if isinstance(work.sees, Tensor):
+        near = _with_structure(work.sees.to(q.device), strip)  # (n, s)
+        other = torch.ones(k.shape[2], dtype=torch.bool, device=q.device).index_fill(0, first + slots, False)
+        outside = other.nonzero()[:, 0]
+        if GATHERED * (len(outside) + near.shape[1]) > k.shape[2]:  # the kernel is quicker, with a mask
+            mask, near = _near(mask, near, first + slots), None
+    if near is None:
         result[:, :, on] = kernel(rows, keys, values, _shown(mask, like))[0]
         return result, share * len(slots) * k.shape[2]
-    other = torch.ones(k.shape[2], dtype=torch.bool, device=q.device)
-    other[first + slots] = False
-    outside = other.nonzero()[:, 0]
-    near = _with_structure(work.sees.to(q.device), strip)  # (n, s)
     states = []
     for part in torch.arange(len(slots), device=q.device).split(CHUNK):
         some = near[part].clamp(min=0)
@@ -173,6 +177,16 @@ def _of_image(
         states.append(mixed.to(q.dtype))
     result[:, :, on] = torch.cat(states, 1).transpose(0, 1)[None]
     return result, share * len(slots) * (len(outside) + near.shape[1])
+
+
+def _near(mask: Tensor, near: Tensor, slots: Tensor) -> Tensor:
+    """A mask (1, h, n, s) under which an image's tokens, at slots (n,), see of one another those of near (n, w) alone."""
+    n = len(slots)
+    square = torch.zeros(n, n + 1, dtype=torch.bool, device=mask.device)
+    square.scatter_(1, torch.where(near >= 0, near, n), True)
+    mask = mask.clone()
+    mask[..., slots] = square[:, :n]
+    return mask
 
 
 def _looking(some: Tensor | None, heads: int, device: torch.device) -> Tensor:
