@@ -13,17 +13,34 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from .attach import Run, compress
     from .budget import Budget
+    from .entries import Entries, Eviction
     from .errors import FoveateError, KeepError, MethodError, MissingExtraError, PlanError, UnsupportedError
-    from .method import Card, Method, Recipe, ScoreMethod, TowerMethod
+    from .method import (
+        CacheMethod,
+        Card,
+        LayerMethod,
+        Method,
+        Recipe,
+        RerunMethod,
+        ScoreMethod,
+        TowerMethod,
+        WorkMethod,
+    )
     from .plan import Plan, Step
     from .report import Report
+    from .routes import Route, Work
     from .tokens import Extra, Kind, Reduction, View
 
 _HOME = {
     "budget": ("Budget",),
     "attach": ("Run", "compress"),
     "errors": ("FoveateError", "KeepError", "MethodError", "MissingExtraError", "PlanError", "UnsupportedError"),
-    "method": ("Card", "Method", "Recipe", "ScoreMethod", "TowerMethod"),
+    "entries": ("Entries", "Eviction"),
+    "method": (
+        *("Card", "Method", "Recipe", "ScoreMethod", "TowerMethod"),
+        *("CacheMethod", "LayerMethod", "RerunMethod", "WorkMethod"),
+    ),
+    "routes": ("Route", "Work"),
     "plan": ("Plan", "Step"),
     "report": ("Report",),
     "tokens": ("Extra", "Kind", "Reduction", "View"),

@@ -79,3 +79,11 @@ def test_nothing_of_a_run_reaches_the_language_model_at_keep_one():
 def test_what_works_in_the_tower_is_refused(method):
     with pytest.raises(UnsupportedError, match=f"{method} works before or inside the vision tower"):
         measure_speed(shape=Shape(1, 64, 2, 1, 64), tokens=(576,), methods=("norm", method), repeats=1)
+
+
+def test_methods_inside_are_held_against_layers_of_their_lengths():
+    small = Shape(layers=4, width=64, heads=2, kv_heads=1, vocab=64)
+    result = measure_speed(shape=small, tokens=(576,), text=8, keeps=(0.25,), methods=("fastv", "stride"), repeats=1)
+    inside, before = sorted(result["prefill"], key=lambda row: row["method"])
+    assert inside["layers"] == [584, 584, 152, 152] and "ideal_of_stock" in inside and "oracle_of_stock" in before
+    assert inside["efficiency"] == pytest.approx(inside["seconds"]["ideal"] / inside["seconds"]["compressed"], rel=1e-6)

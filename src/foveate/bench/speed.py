@@ -4,6 +4,10 @@ The limit is known: the same stock model on a prompt that physically holds only 
 stock LLaVA is built in the size asked for; its vision tower is tiny and stays out of all times, since features are
 encoded once and passed in. Ratios only: every round runs all variants in turns on the same machine.
 
+A method between the language model's layers has another limit, the *ideal*: each layer of the stock model on a prompt of the
+length that runs there, their times added up. (Counted arithmetic would not do: kernels skip half of causal attention, and
+are less quick on short prompts.)
+
 At keep=1.0 the language model gets the very arguments that it gets without a run, so all that a run can cost lies before
 it. That part is timed by itself, too: ``added`` is a prompt under the run minus one without, both stopped where the
 language model begins. The ratio of whole prefills holds the noise of the machine besides; ``control`` says how much that
@@ -16,7 +20,7 @@ import copy
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -157,7 +161,7 @@ def measure_speed(
 def calls(tokens: Sequence[int], keeps: Sequence[float], methods: Sequence[str], repeats: int) -> int:
     """How often :func:`measure_speed` will tick."""
     per_size = 5 + len(keeps) * (1 + 2 * len(methods))
-    return len(tokens) * per_size * (repeats + 1)
+    return len(tokens) * per_size * (repeats + 1)  # of methods inside, as many as they have lengths instead of one
 
 
 def _at(
@@ -175,6 +179,7 @@ def _at(
     if n % PER_IMAGE:
         raise ValueError(f"{n} visual tokens are not a number of images of {PER_IMAGE} tokens")
     plans = {(m, k): Plan.of(m, float(k)) for m in methods for k in keeps}
+    inside = {key: plan for key, plan in plans.items() if plan.steps[0].stage in ("layers", "cache")}
     fed = _prompt(model, images, PER_IMAGE, text)
     pixels = torch.randn(images, 3, SIDE * PATCH, SIDE * PATCH, generator=torch.Generator().manual_seed(1))
     parameter = next(model.parameters())
@@ -196,8 +201,14 @@ def _at(
         kept = Plan.of(methods[0], float(k)).steps[0].keep.counts([PER_IMAGE])[0]  # type: ignore[union-attr]
         short = _prompt(model, images, kept, text)
         jobs[f"oracle|{k}"] = _job(model, short, _shortened(features, kept))
+    lengths: dict[tuple[str, float], list[int]] = {}
     for (m, k), plan in plans.items():
         jobs[f"{m}|{k}"] = _job(model, fed, features, plan)
+        if (m, k) in inside:
+            lengths[m, k] = _lengths(model, fed, features, plan)
+            for length in set(lengths[m, k]):
+                jobs.setdefault(f"length|{length}", _job(model, _words(model, length), None))
+            continue
         splits[f"{m}|{k}"] = []
         jobs[f"{m}|{k}|split"] = _split_job(model, fed, features, plan, splits[f"{m}|{k}"])
     found = interleaved(jobs, repeats, device=device, tick=None if tick is None else lambda: tick(f"{n} tokens"))
@@ -212,7 +223,19 @@ def _at(
         "added_of_stock": (found["full|start"].median() - found["stock|start"].median()) / stock.median(),
     }
     rows = []
-    for m, k in plans:
+    for m, k in inside:
+        mine, depth = found[f"{m}|{k}"], len(lengths[m, k])
+        parts = [found[f"length|{length}"] for length in lengths[m, k]]
+        ideal = Times([sum(x) / depth for x in zip(*(p.wall for p in parts), strict=True)],
+                      [sum(x) / depth for x in zip(*(p.cpu for p in parts), strict=True)])  # fmt: skip
+        rows.append(
+            {"tokens": n, "method": m, "keep": k, "layers": lengths[m, k]}
+            | _ratio("of_stock", mine, stock)
+            | {"ideal_of_stock": ideal.over(stock)}
+            | _ratio("efficiency", ideal, mine)
+            | {"seconds": {"stock": stock.median(), "ideal": ideal.median(), "compressed": mine.median()}}
+        )
+    for m, k in (key for key in plans if key not in inside):
         mine, oracle = found[f"{m}|{k}"], found[f"oracle|{k}"]
         choosing, hooks = (statistics.median(part) for part in zip(*splits[f"{m}|{k}"][1:], strict=True))
         row = {
@@ -267,6 +290,23 @@ def _job(
                 notes.append(run.report.seconds)
 
     return go
+
+
+def _lengths(model: Any, fed: dict[str, Any], features: Any, plan: Plan) -> list[int]:
+    """How many columns run in each layer of a prompt."""
+    seen: list[int] = []
+    with compress(model, plan), ExitStack() as stack:
+        for layer in model.get_decoder().layers:  # after the run's own hooks, which shorten the states
+            look = lambda _, args, kwargs: seen.append((args[0] if args else kwargs["hidden_states"]).shape[1])  # noqa: E731
+            stack.callback(layer.register_forward_pre_hook(look, with_kwargs=True).remove)
+        prefill(model, fed, features)
+    return seen
+
+
+def _words(model: Any, length: int) -> dict[str, Any]:
+    """A prompt of text."""
+    ids = torch.full((1, length), TEXT, device=next(model.parameters()).device)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
 class _Enough(Exception):  # noqa: N818 - not an error
