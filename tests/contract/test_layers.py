@@ -13,6 +13,7 @@ import pytest
 import reference as ref
 import torch
 from reference import IMAGE_A, IMAGE_B, MIXED, STEPS, batch_of, generated, logits_of, model_of
+from test_attach import NO_SECOND_IMAGE, _pictures, _second_turn, _together
 
 import foveate
 import tiny
@@ -376,27 +377,28 @@ def test_second_turn_in_text(name, attn, prompts, plan):
     model, batch = model_of(name, attn), batch_of(name, prompts)
     with foveate.compress(model, steps(PLANS[plan])):
         out = model.generate(**batch, max_new_tokens=3, do_sample=False, return_dict_in_generate=True)
-        whole = _longer(name, out.sequences, batch, [[4]] * len(prompts))
+        whole, _ = _second_turn(name, out.sequences, batch, [[4]] * len(prompts))
         _, ours = generated(model, whole, 3, past_key_values=out.past_key_values)
         _, again = generated(model, whole | _pictures(batch), 3)
     close(ours, again)
 
 
-def _pictures(batch: dict) -> dict:
-    aligned = ("input_ids", "attention_mask", *ref.ALIGNED)
-    return {k: v for k, v in batch.items() if k not in aligned}
-
-
-def _longer(name, first, batch, prompts) -> dict:
-    """The conversation so far with a new turn."""
-    new = batch_of(name, prompts, seed=5)
-    fresh = first.shape[1] - batch["input_ids"].shape[1]
-    whole = {"input_ids": torch.cat([first, new["input_ids"]], 1)}
-    for key in ("attention_mask", *ref.ALIGNED):
-        if key in batch:
-            middle = (batch[key].new_ones if key == "attention_mask" else batch[key].new_zeros)(len(first), fresh)
-            whole[key] = torch.cat([batch[key], middle, new[key]], 1)
-    return whole
+@pytest.mark.parametrize("name", [name for name in ONE_WAY if name not in NO_SECOND_IMAGE])
+@every_kernel
+@pytest.mark.parametrize("plan", ["layer-2", "twice", "late"])
+def test_second_turn_with_an_image(name, attn, plan):
+    """A picture that comes later goes the same way as if it had been there from the start."""
+    model, batch = model_of(name, attn), batch_of(name, MIXED[:1])
+    with foveate.compress(model, steps(PLANS[plan])) as run:
+        out = model.generate(**batch, max_new_tokens=3, do_sample=False, return_dict_in_generate=True)
+        turn, new = _second_turn(name, out.sequences, batch, [[2, IMAGE_B, 3]])
+        everything = turn | _together(_pictures(batch), _pictures(new))
+        numbered = turn | _pictures(new) | {"position_ids": ref.generation_positions(model, everything)}
+        _, ours = generated(model, numbered, 3, past_key_values=out.past_key_values)
+        (image,) = run.report.images
+        assert image.layers
+        _, again = generated(model, everything, 3)
+    close(ours, again)
 
 
 @pytest.mark.parametrize("name", ["llava", "llava_next", "qwen2_5_vl", "qwen3_vl", "internvl"])

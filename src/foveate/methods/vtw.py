@@ -41,8 +41,8 @@ class VTW(LayerMethod):
         mechanism="transformation",
         differences=(
             "The budget, which the paper does not have, names the layer: the mean over layers comes nearest to it.",
-            "`foveate search` looks for the layer by the agreement of answers on samples of yours; the paper compares "
-            "distributions of the next token (Kullback-Leibler divergence).",
+            "`foveate search --method vtw` finds the layer on samples of yours, by the paper's rule (Kullback-Leibler "
+            "divergence of the next token).",
         ),
     )
 

@@ -105,8 +105,6 @@ def mask_for(mask: Any, kernel: str, index: Tensor | None, keys: Keys, dtype: to
     gather = column.clamp(min=0)[:, None, None].expand(rows, mask.shape[1], queries, -1)
     mask = mask.expand(rows, *mask.shape[1:]).gather(-1, gather)
     seen = (keys.alive & (column >= 0))[:, None, None]
-    if keys.window:
-        seen = seen & _seen(index, keys)
     if mask.dtype == torch.bool:
         mask = mask & seen
         return mask | ~mask.any(-1, keepdim=True)  # a query that sees nothing would make NaN; nobody sees it
