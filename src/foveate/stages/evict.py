@@ -140,60 +140,56 @@ class Evictor:
 
     def finish(self, cache: Any) -> None:
         """Thin out a cache, which has a memory, once the call is over."""
-        call, family = self.call, self.family
-        chosen = [i for i in range(len(family.layers())) if thinned(family, i) and i < len(cache.layers)]
+        layers = [i for i in range(len(cache.layers)) if i < self.call.depth and thinned(self.family, i)]
         memory = caches.memory_of(cache)
+        assert memory is not None
         self.before = bytes_of(cache)
-        budgets: dict[tuple[int, int], int] = {}
-        limits: dict[tuple[int, int], int] = {}
-        rows = len(call.valid)
-        for row in range(rows):
-            counts = [len(self._columns(row, i)[0]) for i in chosen]
-            n = max(counts)
-            keep = self.step.keep
-            k = n if keep is None else keep.counts([n])[0]
-            most = k if keep is None or keep.unit == "share" else int(keep.amount)
-            measures = [self.scores.get((row, i), (None, 0.0))[1] for i in chosen]
-            for i, count, share in zip(chosen, counts, self.method.allot(k, n, measures), strict=True):
-                budgets[row, i] = max(1, min(count, share))
-                limits[row, i] = max(budgets[row, i], most) if most > n else budgets[row, i]
-        for i in chosen:
-            layer = cache.layers[i]
-            first = caches.held_by(layer) - (call.cuts[i].index.shape[1] if i in call.cuts else call.fresh)
-            keys, values, numbers = list[Tensor](), list[Tensor](), list[Tensor]()
-            for row in range(rows):
-                slots, number = self._columns(row, i)
-                key, value = layer.keys[row, :, first:], layer.values[row, :, first:]
-                answer = self._ask(row, i, key[:, slots], value[:, slots], number, budgets[row, i])
-                rest = self._rest(row, i, slots)
-                keys.append(torch.cat([answer.apply(key[:, slots]), key[:, rest]], 1))
-                values.append(torch.cat([answer.apply(value[:, slots]), value[:, rest]], 1))
-                index = (
-                    torch.arange(call.fresh, device=number.device) if i not in call.cuts else call.cuts[i].index[row]
-                )
-                numbers.append(torch.cat([number[answer.kept[0]], index[rest]]) + call.base)
-            if not self.method.evicts and all(one.eviction.whole for one in self.thinned[-rows:]):
-                continue
-            wide = max(map(len, numbers))
-            pads = [wide - len(one) for one in numbers]
-            new_keys, new_values = (
-                torch.stack([_pad(x, p, -2) for x, p in zip(xs, pads, strict=True)]) for xs in (keys, values)
-            )
-            index = torch.stack([_pad(x, p, -1) for x, p in zip(numbers, pads, strict=True)])
-            alive = torch.arange(wide, device=index.device) >= torch.tensor(pads, device=index.device)[:, None]
-            old_index, old_alive = self._earlier(layer, first, rows, index)
-            layer.keys = torch.cat([layer.keys[:, :, :first], new_keys], 2)
-            layer.values = torch.cat([layer.values[:, :, :first], new_values], 2)
-            total = call.base + call.fresh
-            layer.columns = caches.Columns(torch.cat([old_index, index], 1), torch.cat([old_alive, alive], 1), total)
-            if self.method.evicts:
-                holds = torch.cat([old_alive, alive], 1).sum(1).tolist()
-                more = [limits[row, i] - budgets[row, i] for row in range(rows)]
-                scores = self._scores(i, layer, first, pads)
-                layer.ledger = Ledger(self.method, scores, [n + m for n, m in zip(holds, more, strict=True)], holds)
-            if memory is not None:
-                memory.needs_run |= any(pads) or call.kernel == "eager" or not bool(old_alive.all())
+        budgets = [self._budgets(row, layers) for row in range(len(self.call.valid))]
+        for i, layer_budgets in zip(layers, zip(*budgets, strict=True), strict=True):
+            memory.needs_run |= self._thin(i, cache.layers[i], layer_budgets)
         self.after = bytes_of(cache)
+
+    def _budgets(self, row: int, layers: list[int]) -> list[tuple[int, int]]:
+        """(entries to keep now, entries that it may hold while decoding) of a prompt in each layer."""
+        counts = [len(self._columns(row, i)[0]) for i in layers]
+        n, keep = max(counts), self.step.keep
+        k = n if keep is None else keep.counts([n])[0]
+        most = k if keep is None or keep.unit == "share" else int(keep.amount)  # of a prompt shorter than that
+        shares = self.method.allot(k, n, [self.scores.get((row, i), (None, 0.0))[1] for i in layers])
+        now = [max(1, min(count, share)) for count, share in zip(counts, shares, strict=True)]
+        return [(each, max(each, most) if most > n else each) for each in now]
+
+    def _thin(self, i: int, layer: Any, budgets: Sequence[tuple[int, int]]) -> bool:
+        """Thin out one layer; whether later calls need a run, because some rows have empty slots or masks are always made."""
+        call, rows = self.call, len(self.call.valid)
+        first = caches.held_by(layer) - (call.cuts[i].index.shape[1] if i in call.cuts else call.fresh)
+        keys, values, numbers = list[Tensor](), list[Tensor](), list[Tensor]()
+        for row in range(rows):
+            slots, number = self._columns(row, i)
+            key, value = layer.keys[row, :, first:], layer.values[row, :, first:]
+            answer = self._ask(row, i, key[:, slots], value[:, slots], number, budgets[row][0])
+            rest = self._rest(row, i, slots)
+            keys.append(torch.cat([answer.apply(key[:, slots]), key[:, rest]], 1))
+            values.append(torch.cat([answer.apply(value[:, slots]), value[:, rest]], 1))
+            every = call.cuts[i].index[row] if i in call.cuts else torch.arange(call.fresh, device=number.device)
+            numbers.append(torch.cat([number[answer.kept[0]], every[rest]]) + call.base)
+        if not self.method.evicts and all(one.eviction.whole for one in self.thinned[-rows:]):
+            return False
+        wide = max(map(len, numbers))
+        pads = [wide - len(one) for one in numbers]
+        index = torch.stack([_pad(x, p, -1) for x, p in zip(numbers, pads, strict=True)])
+        alive = torch.arange(wide, device=index.device) >= torch.tensor(pads, device=index.device)[:, None]
+        past, lives = self._earlier(layer, first, rows, index)
+        index, alive = torch.cat([past, index], 1), torch.cat([lives, alive], 1)
+        for name, new in (("keys", keys), ("values", values)):
+            padded = torch.stack([_pad(x, p, -2) for x, p in zip(new, pads, strict=True)])
+            setattr(layer, name, torch.cat([getattr(layer, name)[:, :, :first], padded], 2))
+        layer.columns = caches.Columns(index, alive, call.base + call.fresh)
+        if self.method.evicts:
+            holds = alive.sum(1).tolist()
+            may = [n + most - now for n, (now, most) in zip(holds, budgets, strict=True)]
+            layer.ledger = Ledger(self.method, self._scores(i, layer, first, pads), may, holds)
+        return any(pads) or call.kernel == "eager" or not bool(lives.all())
 
     def _scores(self, i: int, layer: Any, first: int, pads: list[int]) -> Tensor | None:
         """(b, h, slots) what the method said of the entries that stayed; 0 for what was there before, and for drafts."""
