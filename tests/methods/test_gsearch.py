@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from foveate.errors import MethodError
-from foveate.methods.gsearch import GSearch, bisect, tokens
+from foveate.methods.gsearch import GSearch, tokens
+from foveate.parts.pace import bisect
 from foveate.plan import Plan
 from foveate.tokens import Extra, View
 

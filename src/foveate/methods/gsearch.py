@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -20,20 +20,11 @@ from torch import Tensor
 
 from ..errors import MethodError
 from ..method import Card, LayerMethod
+from ..parts.pace import bisect
 from ..parts.select import top
 from ..tokens import Reduction, View
 
 ROWS = ("text", "last")
-
-
-def bisect(rises: Callable[[float], float], most: float, low: float, high: float) -> float:
-    """The largest x from ``low`` to ``high`` at which a function that rises with x is at most ``most``, else ``low``."""
-    if rises(high) <= most:
-        return high
-    for _ in range(80):
-        middle = (low + high) / 2
-        low, high = (middle, high) if rises(middle) <= most else (low, middle)
-    return low
 
 
 def tokens(shares: Sequence[float], n: int) -> list[int]:

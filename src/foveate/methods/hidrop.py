@@ -17,11 +17,10 @@ from torch import Tensor
 
 from ..budget import nearest
 from ..method import Card, LayerMethod
-from ..parts.pace import before, check_spots
+from ..parts.pace import before, bisect, check_spots
 from ..parts.select import top
 from ..routes import Route
 from ..tokens import Reduction, View
-from .gsearch import bisect
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..method import Card
-from .gsearch import Scheduled, bisect, tokens
+from ..parts.pace import bisect
+from .gsearch import Scheduled, tokens
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ..budget import nearest
 from ..tokens import View
@@ -25,7 +25,7 @@ def check_spots(name: str, spots: object) -> None:
     each = spots if isinstance(spots, tuple) else (spots,)
     for spot in each:
         layer = isinstance(spot, int) and not isinstance(spot, bool) and spot >= 0
-        if not each or not (layer or (isinstance(spot, float) and 0 <= spot < 1)):
+        if not (layer or (isinstance(spot, float) and 0 <= spot < 1)):
             raise ValueError(f"{name}={spots!r} is no layer (0, 1, ...) or share of the depth below 1.0")
     if not each:
         raise ValueError(f"{name} is empty")
@@ -36,3 +36,13 @@ def geometric(view: View) -> int:
     if view.left == 0 or view.k >= view.n:
         return min(view.k, view.n)
     return max(view.k, nearest(view.n * (view.k / view.n) ** (1 / (view.left + 1))))
+
+
+def bisect(rises: Callable[[float], float], most: float, low: float, high: float) -> float:
+    """The largest x from ``low`` to ``high`` at which a function that rises with x is at most ``most``, else ``low``."""
+    if rises(high) <= most:
+        return high
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if rises(middle) <= most else (low, middle)
+    return low
