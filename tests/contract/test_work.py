@@ -260,6 +260,16 @@ def test_after_a_reduction_and_before_an_exit(name):
     assert all(image.layers[-1][0] == 3 and not len(image.layers[-1][1]) for image in report.images)
 
 
+def test_blind_heads_want_their_run():
+    """Nothing of the cache's tensors says that a head does not look: the stock model would let it look again."""
+    model, batch = model_of("llava"), batch_of("llava", MIXED[:1])
+    with foveate.compress(model, "fewer_efforts:window=0,heads=((0,),(1,))"):
+        out = model.generate(**batch, max_new_tokens=2, do_sample=False, return_dict_in_generate=True)
+    mask = torch.ones_like(out.sequences)
+    with pytest.raises(UnsupportedError, match="attach again"):
+        model.generate(out.sequences, attention_mask=mask, past_key_values=out.past_key_values, max_new_tokens=2)
+
+
 def test_refusals():
     model, batch = model_of("llava"), batch_of("llava", [[3, IMAGE_A, IMAGE_B, 4]])
     with foveate.compress(model, "fewer_efforts:heads=((9,),)"), pytest.raises(MethodError, match="a layer that has 4"):
