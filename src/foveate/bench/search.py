@@ -31,6 +31,7 @@ from ..families import adapt
 from ..plan import Plan
 from ..report import Report
 from .flops import count
+from .rivals import rivals
 from .runner import STOCK, Entry, _generate, encoded, prefill, prepared
 from .stats import accuracy, paired
 from .tasks import Task
@@ -370,6 +371,7 @@ def search(
             "layers": counted.part("layers") / counted.stock.part("layers"),
             "prefill": counted.prefill / counted.stock.prefill,
         }
+        result["by_hand"] = rivals(other, found.plan)
     return found.plan, result
 
 

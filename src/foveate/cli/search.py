@@ -212,6 +212,15 @@ def _show(result: dict[str, Any]) -> None:
             cells[1:] = [_interval(found["uncompressed"]), _interval(found["compressed"]), _change(found["change"])]
         table.add_row(name, str(found["samples"]), *cells)
     out.print(table)
+    table = Table(
+        "at equal FLOPs, not searched on", "FLOPs of the layers", "same answer", "accuracy", "searched minus it"
+    )
+    for row in result["by_hand"]:
+        reached = f"{100 * row['layers']:.1f} %" + ("" if row["equal"] else ", no nearer")
+        right = _interval(row["accuracy"]) if "accuracy" in row else ""
+        behind = _change(row["behind"]) if "behind" in row else ""
+        table.add_row(row["plan"], reached, _interval(row["agreement"]), right, behind)
+    out.print(table)
     flops = result["flops"]
     out.print(
         f"FLOPs    {100 * flops['layers']:.1f} % of the uncompressed model's in its layers, {100 * flops['prefill']:.1f} % "
