@@ -154,6 +154,12 @@ def test_the_page_has_two_tables(result):
     assert len(widths) == 1, "every line has every cell"
 
 
+def test_ratios_that_vary_are_marked():
+    row = {"decode": 0.5, "decode_quartiles": [0.48, 0.52], "prefill": 0.5, "prefill_quartiles": [0.47, 0.53]}
+    assert [inside._ratio(row, name) for name in ("decode", "prefill")] == ["0.500", "~0.500"]
+    assert inside._ratio({"cache_share": 0.25}, "cache_share") == "0.250"
+
+
 def test_the_command_writes_page_and_numbers(model, task, coarse, monkeypatch, tmp_path):
     monkeypatch.setattr(sys.modules["foveate.cli.bench"], "load_testbed", lambda *a: (model, stub.Processor()))
     monkeypatch.setattr(inside, "testbed_task", lambda *a, **k: task)

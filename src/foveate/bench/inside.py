@@ -39,6 +39,7 @@ BEFORE = ("divprune", "random", "pool")  # what dropping before the language mod
 FINEST = 1000  # keep is searched in steps of one over this
 NEAR = 0.001  # of the target: no search goes on from here
 FAR = 0.02  # of the target: the table says so
+SHAKY = 0.1  # of a ratio: quartiles further apart are marked
 STEPS = 8  # of decoding that are timed together
 GROUP = 6  # plans that take turns with the uncompressed model
 WORDS = {"before": "before the model", "layers": "between layers", "cache": "cache"}
@@ -104,10 +105,7 @@ class Gauge:
         """Layers and method over the uncompressed layers, and whole prefills over whole prefills."""
         if (name := str(plan)) not in self._costs:
             both = zip(self.prompts, self.stock, strict=True)
-            try:
-                found = [count(self.model, fed, plan, processor=self.processor, stock=stock) for fed, stock in both]
-            except KeyError as layer:
-                raise UnsupportedError(f"arithmetic not counted: layer {layer} runs only in a second pass") from layer
+            found = [count(self.model, fed, plan, processor=self.processor, stock=stock) for fed, stock in both]
             layers = sum(f.part("layers") + f.method for f in found) / sum(f.part("layers") for f in self.stock)
             whole = sum(f.prefill for f in found) / sum(f.prefill for f in self.stock)
             self._costs[name] = layers, whole
@@ -120,11 +118,9 @@ class Gauge:
         return self._sizes[name]
 
     def _bytes(self, plan: Plan | None) -> int:
-        total = 0
+        each = zip(self.prompts, self.features, strict=True)
         with _attached(self.model, plan, self.processor):
-            for fed, features in zip(self.prompts, self.features, strict=True):
-                total += bytes_of(prefill(self.model, fed, features).past_key_values)
-        return total
+            return sum(bytes_of(prefill(self.model, *one).past_key_values) for one in each)
 
 
 def measure_inside(
@@ -142,11 +138,9 @@ def measure_inside(
         shares: of the decoder layers' arithmetic.
         sizes: of the cache's bytes.
         methods: names; all between the layers and of the cache when None. Methods before the model come along.
-        samples: questions per slice.
+        samples: questions per slice; batch: of them at a time.
         prompts: on which arithmetic and bytes are counted, spread over the samples.
-        repeats: timed rounds that count.
-        batch: questions per batch.
-        time_batch: prompts in the batch that is timed.
+        repeats: timed rounds that count; time_batch: prompts in the batch that is timed.
         task: other questions than the testbed's.
         command: what made the numbers, for their readers.
         tick: called with what runs, steps done and steps in all.
@@ -335,7 +329,8 @@ def _decode(model: Any, fed: dict[str, Any], out: Any) -> None:
 def markdown(result: dict[str, Any]) -> str:
     """Two tables of a result of :func:`measure_inside`: equal arithmetic, and equal bytes of the cache."""
     stock, where, rows = result["rows"][0], result["environment"], result["rows"][1:]
-    noise = {kind: max(abs(ratio - 1) for ratio in result["control"][kind]) for kind in ("prefill", "decode")}
+    off = [[abs(ratio - 1) for ratio in result["control"][kind]] for kind in ("prefill", "decode")]
+    noise, most = [statistics.median(each) for each in off], [max(each) for each in off]
     lines = [
         f"{result['note']} {result['samples']} questions of its evaluation set "
         f"({result['samples'] // len(result['slices'])} in each of {len(result['slices'])} slices), greedy answers, 95 % "
@@ -347,8 +342,9 @@ def markdown(result: dict[str, Any]) -> str:
         f"{result['time_batch']} prompts from ready features takes {1e3 * stock['prefill_seconds']:.0f} ms, a decoding "
         f"step {stock['decode_milliseconds']:.1f} ms, and a cache holds "
         f"{result['cache_bytes'] / result['prompts'] / 1e6:.2f} MB per prompt. Times are medians of "
-        f"{result['repeats']} rounds over the uncompressed model in the same rounds; that model over itself was off by "
-        f"{noise['prefill']:.3f} (prefill) and {noise['decode']:.3f} (decoding) at most.",
+        f"{result['repeats']} rounds over the uncompressed model in the same rounds, with ~ where their quartiles are more "
+        f"than a tenth apart: do not rely on these. That model over itself was off by {noise[0]:.3f} (prefill) and "
+        f"{noise[1]:.3f} (decoding) in the median group of {GROUP} plans, by {most[0]:.3f} and {most[1]:.3f} in the worst.",
         "",
         "Equal arithmetic. *FLOPs*: products of the decoder layers and of the method itself, counted, over the "
         f"uncompressed decoder layers ({result['prompts']} prompts); the other columns of ratios are measured.",
@@ -379,11 +375,16 @@ def _table(rows: list[dict[str, Any]], reached: str, ratios: list[str], place: s
         far = target is not None and abs(row[reached] - target) > FAR
         cells = ["default" if target is None else f"{target:g}{' (not reached)' * far}", row["method"]]
         cells += [WORDS[row["kind"]]] if place else []
-        cells += ["" if row["keep"] is None else f"{row['keep']:g}", *(f"{row[_VALUES[name]]:.3f}" for name in ratios)]
+        cells += ["" if row["keep"] is None else f"{row['keep']:g}", *(_ratio(row, _VALUES[name]) for name in ratios)]
         cells += [_percent(row["accuracy"]), _interval(row), _worst(row), f"{100 * change['difference']:+.1f}"]
         cells += [f"{100 * change['low']:+.1f} to {100 * change['high']:+.1f}"]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def _ratio(row: dict[str, Any], name: str) -> str:
+    low, high = row.get(f"{name}_quartiles", (0.0, 0.0))
+    return f"{'~' if high - low > SHAKY * row[name] else ''}{row[name]:.3f}"
 
 
 def _worst(row: dict[str, Any]) -> str:
