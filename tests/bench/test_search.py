@@ -207,7 +207,9 @@ def test_the_whole_search(model, task, method, tmp_path):
     assert checked["change"]["difference"] <= 0 < result["flops"]["layers"] < 1
     searched, *others = result["by_hand"]
     assert searched["plan"] == str(plan) and [row["plan"].split(":")[0] for row in others] == ["fastv", "pdrop"]
-    assert searched["agreement"] == checked["agreement"] and all(row["samples"] == searched["samples"] for row in others)
+    assert searched["agreement"] == checked["agreement"] and all(
+        row["samples"] == searched["samples"] for row in others
+    )
     for row in others:  # near, or as far as the method goes
         assert not row["equal"] or row["layers"] == pytest.approx(searched["layers"], rel=0.021)
         assert -1 <= row["behind"]["low"] <= row["behind"]["difference"] <= row["behind"]["high"] <= 1
