@@ -168,7 +168,8 @@ def methods_page(methods: dict[str, Any]) -> str:
 ## What they keep
 
 One picture of [the testbed](../testbed.md), 64 of 576 tokens; the question is "{question}". Kept tokens are lit, dropped ones
-dimmed; tinted places were merged into a kept token.
+dimmed; tinted places were merged into a kept token before the language model. Between its layers the tokens are those that run
+last; methods that change what layers do, or the cache, drop none.
 
 {gallery(methods)}
 ## All of them

@@ -181,7 +181,7 @@ class Run:
                 new, call = layers.prefill(self.family, self.plan, new, new, none, 1, base, past, Stopwatch)
                 self._here.call = call
                 report = self._told([], ids.shape[1], ids.shape[1], (), call.took, [])
-                self._here.close.append(lambda: self._done(_told(report, call)))
+                self._here.close.append(lambda: self._done(_with_cache(report, call)))
         if self._rotary is not None:
             ending = _ending(new)
             self._rotary.during(None if ending is None else ending.carried)
@@ -273,7 +273,7 @@ class Run:
             self._here.call, clocks, strips = call, [*clocks, call.took], call.strips
             # What happens between the layers is known when they have run.
             self._here.close.append(
-                lambda: self._done(_told(self._told(pictures, before, after, notes, seconds, strips), call))
+                lambda: self._done(_with_cache(self._told(pictures, before, after, notes, seconds, strips), call))
             )
         else:
             self._done(self._told(pictures, before, after, notes, seconds, strips))
@@ -343,7 +343,7 @@ def _run_on(model: nn.Module) -> Run | None:
     return next((owner for owner in hooks if isinstance(owner, Run)), None)
 
 
-def _told(report: Report, call: layers.Prefill) -> Report:
+def _with_cache(report: Report, call: layers.Prefill) -> Report:
     """A report, with what became of the cache."""
     evictor = call.evictor
     if evictor is None or not evictor.thinned:

@@ -9,7 +9,6 @@ that differs from head to head.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -73,9 +72,6 @@ class SnapKV(CacheMethod):
         if before.shape[1]:
             before = pool(before[:, None], self.kernel, stride=1, padding=self.kernel // 2)[:, 0]
         return nn.functional.pad(before, (0, entries.n - before.shape[1]))
-
-    def allot(self, k: int, n: int, measures: Sequence[float]) -> Sequence[int]:
-        return [k] * len(measures)
 
     def __call__(self, entries: Entries, score: Tensor | None = None) -> Eviction:
         assert score is not None

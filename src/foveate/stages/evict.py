@@ -92,15 +92,16 @@ class Evictor:
 
     def _columns(self, row: int, layer: int) -> tuple[Tensor, Tensor]:
         """(n,) slots of a prompt's entries among those that a call added to a layer, and which columns they are."""
-        call = self.call
-        cut = call.cuts.get(layer)
-        if cut is None:
-            number = torch.arange(call.fresh, device=call.valid.device)
-            alive = call.valid[row]
-        else:
-            number, alive = cut.index[row], cut.alive[row]
+        number, alive = self._added(row, layer)
         slots = (alive & (number < self.ends[row])).nonzero()[:, 0]
         return slots, number[slots]
+
+    def _added(self, row: int, layer: int) -> tuple[Tensor, Tensor]:
+        """(m,) columns of the slots that a call added to a layer, and which are alive."""
+        cut = self.call.cuts.get(layer)
+        if cut is not None:
+            return cut.index[row], cut.alive[row]
+        return torch.arange(self.call.fresh, device=self.call.valid.device), self.call.valid[row]
 
     def _rows(self, name: str, seen: Seen, row: int, slots: Tensor, number: Tensor) -> Extra:
         """Attention over the entries, (h, g, ...)."""
@@ -168,10 +169,10 @@ class Evictor:
             slots, number = self._columns(row, i)
             key, value = layer.keys[row, :, first:], layer.values[row, :, first:]
             answer = self._ask(row, i, key[:, slots], value[:, slots], number, budgets[row][0])
-            rest = self._rest(row, i, slots)
+            every, alive = self._added(row, i)
+            rest = (alive & (every >= self.ends[row])).nonzero()[:, 0]  # a draft's, which stay
             keys.append(torch.cat([answer.apply(key[:, slots]), key[:, rest]], 1))
             values.append(torch.cat([answer.apply(value[:, slots]), value[:, rest]], 1))
-            every = call.cuts[i].index[row] if i in call.cuts else torch.arange(call.fresh, device=number.device)
             numbers.append(torch.cat([number[answer.kept[0]], every[rest]]) + call.base)
         if not self.method.evicts and all(one.eviction.whole for one in self.thinned[-rows:]):
             return False
@@ -211,14 +212,6 @@ class Evictor:
         index = torch.arange(first, device=like.device).expand(rows, -1)
         alive = self.call.alive[:, :first] if first else torch.ones_like(index, dtype=torch.bool)
         return index, alive.to(like.device)
-
-    def _rest(self, row: int, layer: int, slots: Tensor) -> Tensor:
-        """(r,) slots after a prompt's end: a draft's, which stay."""
-        call = self.call
-        cut = call.cuts.get(layer)
-        number = torch.arange(call.fresh, device=slots.device) if cut is None else cut.index[row]
-        alive = call.valid[row] if cut is None else cut.alive[row]
-        return (alive & (number >= self.ends[row])).nonzero()[:, 0]
 
     def _ask(self, row: int, layer: int, key: Tensor, value: Tensor, number: Tensor, k: int) -> Eviction:
         method, n = self.method, len(number)

@@ -63,6 +63,12 @@ class Cut:
         index = self.index if x.ndim == 2 else self.index.expand(x.shape[0], -1, -1)
         return x.expand(*x.shape[:-2], len(self.index), -1).gather(-1, index.to(x.device))
 
+    def slots(self) -> Tensor:
+        """(b, L) slot of every old column, -1 for those that are gone."""
+        slot = torch.arange(self.index.shape[1], device=self.index.device).expand_as(self.index)
+        gone = self.index.new_full((len(self.index), self.length), -1)
+        return gone.scatter(1, self.index, torch.where(self.alive, slot, -1))
+
     def rows(self, x: Tensor) -> Tensor:
         """Rows (b, L') of states (b, L, d)."""
         index = self.index.to(x.device)

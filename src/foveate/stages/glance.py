@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from ..errors import MethodError
@@ -38,17 +37,7 @@ class Glance:
     def at(self, number: int, layer: nn.Module, states: Tensor, args: tuple, kwargs: dict[str, Any]) -> Look:
         """A function from (need, strip, (n,) columns) to an extra, before a layer. states: (b, fresh, d)."""
         call, behind = self.call, self.call.seen
-        cut, ahead, slots = call.cut, list[Any](), list[Tensor]()
-
-        def place() -> Tensor:  # (b, fresh) slot of every column, -1 for those that do not run
-            if not slots:
-                every = torch.arange(call.fresh, device=states.device).expand(len(states), -1)
-                if cut is not None:
-                    index, fresh = cut.index.to(states.device), torch.full_like(every, -1)
-                    slot = torch.arange(index.shape[1], device=states.device).expand_as(index)
-                    every = fresh.scatter(1, index, torch.where(cut.alive.to(states.device), slot, -1))
-                slots.append(every)
-            return slots[0]
+        ahead, slots = list[Any](), list[Tensor]()
 
         def look(need: str, strip: Strip, columns: Tensor) -> Extra:
             row = strip.row
@@ -67,7 +56,8 @@ class Glance:
                 if behind is None or behind.layer != number - 1:
                     raise MethodError(f"{need!r} is read in the layer before, and there is none", hint="a later layer")
                 seen = behind
-            slot = place()[row]
+            slots[:] = slots or [call.slots(states.device)]
+            slot = slots[0][row]
             if need.endswith("keys"):
                 key = seen.key[row]
                 at = slot[columns if need == "layer_keys" else asks]

@@ -280,6 +280,12 @@ class Prefill(Later):
         blind.columns[row, strip.runs.to(heads.device) + self.base] = True
         blind.heads[row] = heads
 
+    def slots(self, device: torch.device) -> Tensor:
+        """(b, fresh) slot of every column, -1 for those that do not run at present."""
+        if self.cut is None:
+            return torch.arange(self.fresh, device=device).expand(len(self.valid), -1)
+        return self.cut.slots().to(device)
+
     def took(self) -> float:
         """Seconds spent choosing between the layers."""
         return sum(each() for each in self.seconds)

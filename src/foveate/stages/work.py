@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from ..errors import MethodError
 from ..routes import Work
-from .follow import Cut
 from .strip import Strip
 
 if TYPE_CHECKING:
@@ -81,7 +80,7 @@ def attend(
         return kernel(query, key, value, mask)
     length, total = query.shape[2], key.shape[2]
     first, out, masks, pairs = total - length, list[Tensor](), list[Tensor](), 0.0
-    at = _slots(call.cut, len(query), call.fresh, query.device)
+    at = call.slots(query.device)
     for row in range(len(query)):
         mine = [s for s in strips if s.row == row]
         q, k, v = query[row : row + 1], key[row : row + 1], value[row : row + 1]
@@ -209,16 +208,6 @@ def _with_structure(near: Tensor, strip: Strip) -> Tensor:
     return every
 
 
-def _slots(cut: Cut | None, rows: int, fresh: int, device: torch.device) -> Tensor:
-    """(b, fresh) slot of every column that runs."""
-    every = torch.arange(fresh, device=device).expand(rows, -1)
-    if cut is None:
-        return every
-    index = cut.index.to(device)
-    slot = torch.arange(index.shape[1], device=device).expand_as(index)
-    return torch.full_like(every, -1).scatter(1, index, torch.where(cut.alive.to(device), slot, -1))
-
-
 def every_head(x: Tensor, heads: int) -> Tensor:
     """(b, heads, s, c) keys or values of every query head."""
     return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], 1)
@@ -259,7 +248,7 @@ class Feed:
         if not strips or call.number != self.number:
             return None
         x = args[0]
-        at = _slots(call.cut, len(x), call.fresh, x.device)
+        at = call.slots(x.device)
         feeds = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
         for strip in strips:
             feeds[strip.row, at[strip.row, strip.runs.to(x.device)]] = False
