@@ -19,22 +19,12 @@ from ..attach import PIXELS, compress
 from ..errors import FoveateError
 from ..method import STAGES
 from ..plan import Plan
+from ..report import Report
 from .environment import environment
+from .results import STOCK, Entry
 from .stats import accuracy, paired
 from .tasks import Task
 from .timing import Job, interleaved
-
-STOCK = "uncompressed"
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One row of a result: a plan, and what to call it. ``plan`` is None for the uncompressed model."""
-
-    label: str
-    plan: Plan | None
-    method: str = ""
-    keep: str = ""
 
 
 def grid(methods: Sequence[str], keeps: Sequence[object]) -> list[Entry]:
@@ -136,29 +126,46 @@ def answers(
         shared = encoded(model, fed, entries)
         counted = False
         for entry in entries:
-            if entry.label in errors:
-                pass
-            elif entry.plan is None:
-                out = _generate(model, fed, shared, max_new_tokens)
-            else:
+            if entry.label not in errors:
                 try:
-                    with compress(model, entry.plan, processor=processor) as run:
-                        out = _generate(model, fed, None if _shrinks(entry.plan) else shared, max_new_tokens)
-                    report = run.report
-                    if report is not None:
-                        _add(tokens[entry.label], report.tokens_out, len(report.images))
-                        if not counted:
-                            _add(tokens[STOCK], report.tokens_in, len(report.images))
-                            counted = True
+                    reply = respond(model, processor, fed, entry.plan, shared, max_new_tokens)
                 except FoveateError as error:
                     errors[entry.label] = str(error)
-            if entry.label not in errors:
-                texts = processor.batch_decode(out[:, fed["input_ids"].shape[1] :], skip_special_tokens=True)
-                for i, text in zip(places, texts, strict=True):
-                    said[entry.label][i] = text.strip()
+                else:
+                    for i, text in zip(places, reply.said, strict=True):
+                        said[entry.label][i] = text
+                    if reply.report is not None:
+                        _add(tokens[entry.label], reply.report.tokens_out, len(reply.report.images))
+                        if not counted:
+                            _add(tokens[STOCK], reply.report.tokens_in, len(reply.report.images))
+                            counted = True
             if tick is not None:
                 tick("answers")
     return said, {label: t / max(1, images) for label, (t, images) in tokens.items()}, errors
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a batch was answered, and the report of the run (None for the uncompressed model)."""
+
+    said: list[str]
+    report: Report | None
+
+
+def respond(
+    model: Any, processor: Any, fed: dict[str, Any], plan: Plan | None, features: Any, max_new_tokens: int
+) -> Reply:
+    """Greedy answers of one batch under a plan.
+
+    Args:
+        fed: what :func:`prepared` made.
+        plan: None for the uncompressed model.
+        features: what :func:`encoded` made of ``fed``; plans that shrink the picture encode their own.
+    """
+    with nullcontext() if plan is None else compress(model, plan, processor=processor) as run:
+        out = _generate(model, fed, None if plan is not None and _shrinks(plan) else features, max_new_tokens)
+    texts = processor.batch_decode(out[:, fed["input_ids"].shape[1] :], skip_special_tokens=True)
+    return Reply([text.strip() for text in texts], None if run is None else run.report)
 
 
 def times(

@@ -1,4 +1,4 @@
-"""``foveate bench``: speed against the oracle, choosing by itself, and the testbed's tables."""
+"""``foveate bench``: the grid, and under it speed against the oracle, choosing by itself, and the testbed's tables."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
+from .grid import grid
 from .tools import load_testbed, names_of, numbers_of, progress, screen
 
-app = typer.Typer(help="Measure: speed against the fastest possible, accuracy on the testbed.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
+app.callback(invoke_without_command=True)(grid)
 As_json = Annotated[bool, typer.Option("--json", help="Only the line of plain data, no table.")]
 
 

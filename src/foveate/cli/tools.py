@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +38,22 @@ def numbers_of(text: str, kind: type) -> list[Any]:
         return [kind(one) for one in names_of(text)]
     except ValueError as error:
         raise typer.BadParameter(f"{text!r}: {kind.__name__} numbers with commas between them") from error
+
+
+def command_of(start: str, context: typer.Context, leave: Sequence[str] = ()) -> str:
+    """What was typed, as one line: options that were given, but for those to leave out."""
+    words = list[str]()
+    for option in context.command.params:
+        source = context.get_parameter_source(option.name or "")
+        if option.name in leave or source is None or source.name != "COMMANDLINE":
+            continue
+        value = context.params[option.name]
+        if isinstance(value, bool):
+            words.append(option.opts[0] if value else (option.secondary_opts or option.opts)[0])
+        else:
+            for one in value if isinstance(value, list | tuple) else [value]:
+                words += [option.opts[0], str(one)]
+    return " ".join([start, *map(shlex.quote, words)])
 
 
 def screen(stderr: bool = False) -> Console:
