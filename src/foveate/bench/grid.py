@@ -121,7 +121,8 @@ class Grid:
     def __init__(
         self, model: Any, processor: Any, task: Task, *, name: str = "model", methods: Sequence[str] | None = None,
         keeps: Sequence[object] = KEEPS, seeds: int = SEEDS, plans: Sequence[object] = (),
-        conditions: Sequence[str] = (), once: bool = True, batch: int = 16, max_new_tokens: int = 10, shard: tuple[int, int] = (1, 1),
+        conditions: Sequence[str] = (), once: bool = True, batch: int = 16, max_new_tokens: int = 10,
+        shard: tuple[int, int] = (1, 1),
     ) -> None:  # fmt: skip
         if not 1 <= shard[0] <= shard[1]:
             raise UnsupportedError(f"there is no part {shard[0]} of {shard[1]}", hint="--shard 1/4 to --shard 4/4")
@@ -140,9 +141,9 @@ class Grid:
         talks = [i for i in self.mine if getattr(task.samples[i], "history", None)] if once else []
         self.talks = tuple(talks)
         self.rows = [(entry, Place(condition)) for condition in self.conditions for entry in self.entries]
-        if once and any(getattr(sample, "history", None) for sample in task.samples):
-            asked = [entry for entry in self.entries if entry.plan is None or asks(entry.plan)]
-            self.rows += [(entry, Place(CLEAN, "once")) for entry in asked]
+        asked = [entry for entry in self.entries if asks(entry.plan)]
+        if once and asked and any(getattr(sample, "history", None) for sample in task.samples):
+            self.rows += [(entry, Place(CLEAN, "once")) for entry in [self.entries[0], *asked]]
         self.protocol = {
             "model": name, "methods": names, "keeps": [str(keep) for keep in keeps], "seeds": seeds,
             "plans": [Plan.of(plan).to_dict() for plan in plans], "conditions": self.conditions, "once": once,
