@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .tools import command_of, keep_of, load, names_of, progress, screen
+from .tools import command_of, keep_of, load, names_of, plan_of, progress, screen
 
 if TYPE_CHECKING:
     from ..bench.tasks import Task
@@ -50,7 +50,6 @@ def grid(
         return
     from ..bench.grid import PRESETS
     from ..errors import UnsupportedError
-    from ..plan import Plan
 
     if preset and preset not in PRESETS:
         raise UnsupportedError(f"there is no preset {preset!r}", hint=", ".join(PRESETS))
@@ -64,7 +63,7 @@ def grid(
     asked = {
         "methods": None if every else names_of(methods) or list(usual.methods),
         "keeps": [keep_of(text) for text in names_of(keep)] or list(usual.keeps),
-        "plans": [Plan.load(p) if p.endswith(".json") else p for p in plan or []],
+        "plans": [plan_of(text) for text in plan or []],
         "conditions": names_of(conditions), "seeds": seeds, "once": once, "batch": batch,
         "max_new_tokens": max_new_tokens, "shard": part,
     }  # fmt: skip

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .tools import keep_of, load, screen
+from .tools import keep_of, load, plan_of, screen
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -78,9 +78,7 @@ def _plan(method: str | None, keep: str | None, plan: str | None, positions: str
             "say either --method or --plan", hint='--method divprune --keep 0.25, or --plan "divprune:keep=0.25"'
         )
     budget = None if keep is None else keep_of(keep)
-    if plan is not None and plan.endswith(".json"):
-        return Plan.of(Plan.load(plan), budget, positions)
-    return Plan.of(method or plan, budget, positions)
+    return Plan.of(method or plan_of(plan or ""), budget, positions)
 
 
 def compare(

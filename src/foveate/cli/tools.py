@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
+    from ..plan import Plan
+
 
 def keep_of(text: str) -> object:
     """``--keep`` as Python would write it: 0.25 is a share, 64 a count, anything else text with a unit."""
@@ -25,6 +27,18 @@ def keep_of(text: str) -> object:
     except (ValueError, SyntaxError):
         return text
     return value if isinstance(value, int | float) else text
+
+
+def plan_of(text: str) -> Plan | str:
+    """``--plan``: the plan in a file whose name ends in .json, or the text of one."""
+    from ..plan import Plan
+
+    if not text.endswith(".json"):
+        return text
+    try:
+        return Plan.load(text)
+    except OSError as error:
+        raise UnsupportedError(f"--plan {text}: {error.strerror}", hint="a file that foveate search wrote") from error
 
 
 def names_of(text: str) -> list[str]:
