@@ -6,9 +6,10 @@ import pytest
 
 import tiny
 from bench import stub
-from foveate.bench.grid import BASELINES, Grid, asks, entries_of, fingerprint
+from foveate.bench.grid import BASELINES, Grid, asks, entries_of, fingerprint, with_times
 from foveate.bench.ledger import Ledger
 from foveate.bench.results import STOCK, curves, merge
+from foveate.bench.runner import prepared
 from foveate.errors import UnsupportedError
 from foveate.plan import Plan
 
@@ -167,6 +168,32 @@ def test_whole_plans_stand_beside_methods(model, task):
     labels = [row["label"] for row in result["rows"]]
     assert labels[-2:] != labels[-4:-2] and "tome:keep=9/image (preserved:2 positions)" in labels
     assert "norm:keep=18/image > fastv:keep=9/image" in labels
+
+
+def test_times_come_to_the_rows_on_clean_pictures_and_survive(model, task, tmp_path, monkeypatch):
+    def prompts(model, processor, text):
+        first = task.samples[0]
+        return lambda batch, images, share: prepared(model, processor([first] * batch))
+
+    monkeypatch.setattr("foveate.bench.grid.prompts_by", prompts)
+    one, path, seen = grid(model, task, conditions=["jpeg-1"]), tmp_path / "run.ledger.jsonl", []
+    with Ledger(path, one.setting()) as ledger:
+        one.measure(ledger)
+        one.time(ledger, 1, seen.append)
+        one.time(ledger, 1, seen.append)
+        result = one.result(ledger, "foveate bench")
+    assert [entry.label for entry in seen] == [entry.label for entry in one.timed()], "each once"
+    for row in result["rows"]:
+        usual = row["condition"] == "clean" and row["selection"] == "turn"
+        assert ("time" in row) == (usual and not row["seed"])
+    times = {row["label"]: row["time"] for row in result["rows"] if "time" in row}
+    assert times[STOCK]["total"]["over"] == 1 and times["norm:keep=9/image"]["cache_over"] < 1
+    assert "efficiency" in times["norm:keep=9/image"] and "oracle" not in times["fastv:keep=9/image"]
+    with Ledger(path, one.setting()) as ledger:
+        assert json.dumps(one.result(ledger, "foveate bench")) == json.dumps(result)
+    parts = [run(grid(model, task, conditions=["jpeg-1"], shard=(i, 2))) for i in (1, 2)]
+    parts[0] = with_times(parts[0], ledger)
+    assert json.dumps(merge(parts)) == json.dumps(result)
 
 
 def test_wrong_requests(model, task):

@@ -20,16 +20,20 @@ from .. import registry
 from ..attach import compress
 from ..errors import FoveateError, UnsupportedError
 from ..plan import Plan
+from .clock import measure_time
 from .conditions import CLEAN, conditions_of, opening, under
 from .environment import code, environment
+from .inside import GROUP
 from .ledger import Ledger, identity
 from .results import SCHEMA, STOCK, Cell, Entry, Place, build
 from .runner import _start, encoded, prefill, prepared, respond
+from .shapes import prompts_by
 from .tasks import Task
 
 BASELINES = ("random", "stride", "pool", "resize")
 KEEPS = (192, 128, 64, 32)
 SEEDS = 3  # of the random baseline
+WORDS = 32  # text tokens of the prompt that is timed
 
 
 @dataclass(frozen=True)
@@ -186,8 +190,34 @@ class Grid:
             if tick is not None:
                 tick(piece)
 
-    def result(self, ledger: Ledger, command: str, times: dict[str, Any] | None = None) -> dict[str, Any]:
-        """The result of a ledger that holds every piece."""
+    def timed(self) -> list[Entry]:
+        """Plans whose times are measured; seeds of one baseline take the same."""
+        return [entry for entry in self.entries if entry.plan is not None and not entry.seed]
+
+    def time(self, ledger: Ledger, rounds: int, tick: Callable[[Entry], None] | None = None) -> None:
+        """Time the plans whose times the ledger does not hold: one prompt, one picture, in turns with the uncompressed model.
+
+        Args:
+            ledger: gets a piece for each plan.
+            rounds: that count.
+            tick: called after each plan.
+        """
+        prompts = prompts_by(self.model, self.processor, WORDS)
+        todo = [entry for entry in self.timed() if _time_name(entry.label) not in ledger]
+        for start in range(0, len(todo), GROUP):
+            group = todo[start : start + GROUP]
+            found = measure_time(
+                self.model, prompts, group, processor=self.processor, batches=(1,), rounds=rounds, sizes=(),
+                new_tokens=self.max_new_tokens,
+            )  # fmt: skip
+            for row in found["rows"]:
+                if _time_name(row["label"]) not in ledger:
+                    ledger.put(_time_name(row["label"]), row.get("time"))
+            for entry in group if tick else ():
+                tick(entry)  # type: ignore[misc]
+
+    def result(self, ledger: Ledger, command: str) -> dict[str, Any]:
+        """The result of a ledger that holds every piece; with times, where it holds them."""
         cells: dict[str, Cell] = {place.key(entry.label): Cell() for entry, place in self.rows}
         back = {i: new for new, i in enumerate(self.mine)}
         for piece in self.pieces():
@@ -212,7 +242,7 @@ class Grid:
             "chance": _chance(self.task),
         }  # fmt: skip
         samples = [self._told(i) | {"place": i} for i in self.mine]
-        return build(head, samples, self.rows, cells, times)
+        return with_times(build(head, samples, self.rows, cells), ledger)
 
     def _told(self, i: int) -> dict[str, Any]:
         sample = self.task.samples[i]
@@ -274,6 +304,19 @@ def continued(
         )
     texts = processor.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
     return [text.strip() for text in texts], None if run is None else run.report
+
+
+def with_times(result: dict[str, Any], ledger: Ledger) -> dict[str, Any]:
+    """A result with the times that a ledger holds, in the rows on clean pictures."""
+    for row in result["rows"]:
+        usual = row["condition"] == CLEAN and row["selection"] == "turn" and "error" not in row
+        if usual and _time_name(row["label"]) in ledger and (time := ledger[_time_name(row["label"])]):
+            row["time"] = time
+    return result
+
+
+def _time_name(label: str) -> str:
+    return f"time|{label}"
 
 
 def fingerprint(model: Any) -> str:

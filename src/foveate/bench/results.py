@@ -83,8 +83,12 @@ class Cell:
     def sorted(self) -> Cell:
         """In the order of the samples."""
         order = sorted(range(len(self.at)), key=self.at.__getitem__)
-        at, said, right = ([values[i] for i in order] for values in (self.at, self.said, self.right))
-        return replace(self, at=at, said=said, right=right)
+        return replace(
+            self,
+            at=[self.at[i] for i in order],
+            said=[self.said[i] for i in order],
+            right=[self.right[i] for i in order],
+        )
 
 
 def build(
@@ -92,7 +96,6 @@ def build(
     samples: Sequence[Mapping[str, Any]],
     rows: Sequence[tuple[Entry, Place]],
     cells: Mapping[str, Cell],
-    times: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The result of a grid.
 
@@ -101,7 +104,6 @@ def build(
         samples: their ``id``, ``slice``, ``question`` and ``answer``, in order.
         rows: what was measured where; a place's uncompressed row comes before its others.
         cells: by :meth:`Place.key`; in each, all samples that the place asks.
-        times: by label.
     """
     slices = [sample["slice"] for sample in samples]
     sorted_cells = {key: cell.sorted() for key, cell in cells.items()}
@@ -126,8 +128,6 @@ def build(
         elif place.selection == "once" and (turn := sorted_cells.get(Place(place.condition).key(entry.label))):
             right = dict(zip(turn.at, turn.right, strict=True))
             row["against_turn"] = paired(cell.right, [right[i] for i in cell.at])
-        if times and place == Place() and entry.label in times:
-            row["time"] = times[entry.label]
     result = dict(head) | {"slices": list(dict.fromkeys(slices)), "samples": list(samples), "rows": made}
     result["curves"] = curves(made)
     result["answers"] = {key: cell.said for key, cell in sorted_cells.items() if not cell.error}
@@ -159,7 +159,9 @@ def _numbers(entry: Entry, cell: Cell, stock: Cell, splitter: Cell | None, slice
         return row
     row["against_uncompressed"] = paired(cell.right, stock.right)
     row["agreement"] = accuracy([a == b for a, b in zip(cell.said, stock.said, strict=True)])
-    if changes := {name: part["against_uncompressed"] for name, part in row["slices"].items()}:  # a part may ask nothing
+    if changes := {
+        name: part["against_uncompressed"] for name, part in row["slices"].items()
+    }:  # a part may ask nothing
         worst = min(changes, key=lambda name: changes[name]["difference"])
         row["worst"] = {"slice": worst} | {name: changes[worst][name] for name in ("difference", "low", "high")}
     if splitter is not None and not splitter.error:
@@ -251,11 +253,13 @@ def merge(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             key = Place(row["condition"], row["selection"]).key(row["label"])
             cells.setdefault(key, Cell()).add(_piece(part, row, key, where))
     rows = [_entry(row) for row in first["rows"]]
-    times = {row["label"]: row["time"] for part in parts for row in part["rows"] if "time" in row}
     kept = ("slices", "samples", "rows", "curves", "answers", "outcomes")
     head = {name: value for name, value in first.items() if name not in kept}
     head["protocol"] = alike[0] | {"shard": [1, 1]}
-    return build(head, [samples[place] for place in order], rows, cells, times)
+    whole = build(head, [samples[place] for place in order], rows, cells)
+    for i, row in enumerate(whole["rows"]):
+        row |= next(({"time": part["rows"][i]["time"]} for part in parts if "time" in part["rows"][i]), {})
+    return whole
 
 
 def _protocol(part: Mapping[str, Any]) -> dict[str, Any]:

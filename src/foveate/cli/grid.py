@@ -60,7 +60,7 @@ def grid(
         raise UnsupportedError("--shard and --jobs both cut the questions into parts", hint="one of them")
     usual = PRESETS[preset or "full"]
     every = methods == "all" or not (methods or usual.methods or plan)
-    asked = {
+    asked: dict[str, Any] = {
         "methods": None if every else names_of(methods) or list(usual.methods),
         "keeps": [keep_of(text) for text in names_of(keep)] or list(usual.keeps),
         "plans": [plan_of(text) for text in plan or []],
@@ -68,12 +68,13 @@ def grid(
         "max_new_tokens": max_new_tokens, "shard": part,
     }  # fmt: skip
     kinds = names_of(slices) or None, usual.limit if limit is None else limit
+    timed = usual.rounds if rounds is None else rounds
     out, names = results or Path("results") / f"{preset or 'bench'}.json", model or ["testbed"]
     said = command_of("foveate bench", context, leave=LEFT_OUT)
     found = []
     for name in names:
         where = out if len(names) == 1 else out.with_stem(f"{out.stem}-{Path(name).name}")
-        found.append(_measured(context, name, data, kinds, asked, where, said, jobs, threads, device, dtype))
+        found.append(_measured(context, name, data, kinds, asked, where, said, jobs, threads, timed, device, dtype))
     out.parent.mkdir(parents=True, exist_ok=True)
     result = found[0] if len(found) == 1 else {"bench": "grids", "schema": 1, "parts": found}
     out.write_text(json.dumps(result, indent=1) + "\n")
@@ -99,12 +100,12 @@ def part_of(text: str) -> tuple[int, int]:
 
 def _measured(
     context: typer.Context, name: str, data: str, kinds: tuple[list[str] | None, int | None], asked: dict[str, Any],
-    where: Path, said: str, jobs: int, threads: int | None, device: str, dtype: str,
+    where: Path, said: str, jobs: int, threads: int | None, rounds: int, device: str, dtype: str,
 ) -> dict[str, Any]:  # fmt: skip
     """One model's grid."""
     import torch
 
-    from ..bench.grid import Grid
+    from ..bench.grid import Grid, with_times
     from ..bench.ledger import Ledger
     from ..bench.results import merge
 
@@ -113,19 +114,23 @@ def _measured(
     found, processor = load(name, device, dtype)
     grid = Grid(found, processor, _task(data, *kinds), name=name, **asked)
     total = len(grid.pieces())
-    if jobs > 1:
-        files = [where.with_suffix(f".{i + 1}of{jobs}.json") for i in range(jobs)]
-        with progress() as bars:
+    files = [where.with_suffix(f".{i + 1}of{jobs}.json") for i in range(jobs)]
+    with Ledger(ledger_of(where), grid.setting()) as ledger, progress() as bars:
+        if jobs > 1:
             task = bars.add_task(f"{name}, {jobs} processes", total=total)
             _spawn(context, name, files, threads, lambda done: bars.update(task, completed=done))
+        else:
+            task = bars.add_task(name, total=total, completed=sum(piece.name in ledger for piece in grid.pieces()))
+            grid.measure(ledger, lambda piece: bars.update(task, advance=1, description=str(piece.entry.label)[:40]))
+        if rounds and asked["shard"][0] == 1:
+            task = bars.add_task("times", total=len(grid.timed()))
+            grid.time(ledger, rounds, lambda entry: bars.update(task, advance=1))
+        if jobs == 1:
+            return grid.result(ledger, said)
         result = merge([json.loads(file.read_text()) for file in files])
         for file in files:
             file.unlink()
-        return result | {"command": said}
-    with Ledger(ledger_of(where), grid.setting()) as ledger, progress() as bars:
-        task = bars.add_task(name, total=total, completed=sum(piece.name in ledger for piece in grid.pieces()))
-        grid.measure(ledger, lambda piece: bars.update(task, advance=1, description=str(piece.entry.label)[:40]))
-        return grid.result(ledger, said)
+        return with_times(result, ledger) | {"command": said}
 
 
 def _task(data: str, slices: list[str] | None, limit: int | None) -> Task:
@@ -158,8 +163,8 @@ def _spawn(
     """Measure parts in processes of their own, and wait for them; all of them end with this one."""
     from ..errors import UnsupportedError
 
-    words = shlex.split(command_of("bench", context, leave=(*LEFT_OUT, "model")))
-    options = ["--model", name, "--threads", str(threads or 1), "--json"]
+    words = shlex.split(command_of("bench", context, leave=(*LEFT_OUT, "model", "rounds")))
+    options = ["--model", name, "--threads", str(threads or 1), "--rounds", "0", "--json"]
     running = []
     try:
         for i, file in enumerate(files):
