@@ -47,7 +47,7 @@ class Preset:
 
 
 PRESETS = {
-    "quick": Preset(("fastervlm", "visionzip", "divprune", "cdpruner", "fastv", "pdrop"), (192, 64), 8, 3),
+    "quick": Preset(("fastervlm", "visionzip", "divprune", "cdpruner", "fastv", "pdrop"), (192, 64), 16, 3),
     "full": Preset((), KEEPS, 50, 3),
 }
 
