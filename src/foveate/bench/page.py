@@ -6,11 +6,12 @@ import base64
 import io
 from collections.abc import Sequence
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from .demo import Figure
+if TYPE_CHECKING:
+    from .demo import Figure
 
 STYLE = """
 :root { --ink: #1b1f24; --soft: #5b6570; --line: #d9dee3; --fill: #0072b2; --back: #ffffff; --card: #f6f8fa; }
@@ -35,7 +36,7 @@ tr.stock td { font-weight: 600; }
 svg { vertical-align: middle; }
 section { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .8rem; margin: 1rem 0; }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)); gap: .7rem; margin-top: .6rem; }
-figure { margin: 0; } figure img { width: 100%; display: block; border-radius: 4px; }
+figure { margin: 0; } figure img { width: 100%; height: auto; display: block; border-radius: 4px; }
 figcaption { font-size: .85rem; line-height: 1.35; margin-top: .25rem; overflow-wrap: anywhere; }
 .right::before { content: "\\2713  "; } .wrong::before { content: "\\2717  "; } .wrong { font-style: italic; }
 """

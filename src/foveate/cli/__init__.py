@@ -13,6 +13,7 @@ from .catalogue import families, method, methods
 from .demo import demo
 from .flops import flops
 from .new import new
+from .report import report
 from .run import run
 from .search import search
 from .testbed import app as testbed
@@ -50,7 +51,7 @@ def about(
     """Compress the visual tokens of vision-language models, on unmodified transformers."""
 
 
-for command in (demo, methods, method, families, run, flops, search, new):
+for command in (demo, methods, method, families, run, flops, search, report, new):
     app.command()(command)
 app.add_typer(bench, name="bench")
 app.add_typer(testbed, name="testbed")
