@@ -44,6 +44,15 @@ def test_a_grid_is_written_and_goes_on_where_it_stopped(stand_in, tmp_path):
     assert json.loads(again.stdout) == result and ledger.read_text() == before, "nothing was left to measure"
 
 
+def test_the_page_comes_along(stand_in, tmp_path):
+    out, page = tmp_path / "one.json", tmp_path / "page"
+    done = invoke("--methods", "norm", "--keep", "9,18", "--rounds", 0, "--results", out, "--report", page)
+    assert done.exit_code == 0, done.output
+    html = (page / "index.html").read_text()
+    assert "norm" in html and json.loads(out.read_text())["identity"] in html and "--report" not in html
+    assert str(page / "index.html") in done.stderr
+
+
 def test_parts_name_themselves_and_flags_override_a_preset(stand_in, tmp_path):
     out = tmp_path / "part.json"
     asked = ("--preset", "quick", "--methods", "norm", "--keep", 9, "--slices", "one", "--batch", 1, "--rounds", 0)

@@ -43,6 +43,9 @@ def grid(
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16; auto: as the weights are.")] = "auto",
     results: Annotated[Path | None, typer.Option(help="The result; default results/PRESET.json.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Also write the page of `foveate report` into this folder.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result, no table.")] = False,
 ) -> None:
     """Measure: accuracy and time of methods against the uncompressed model, with intervals."""
@@ -83,10 +86,22 @@ def grid(
     else:
         for one in found:
             _show(one)
-    typer.echo(f"wrote {out}; `foveate report {out}` makes a page of it", err=True)
+    if report is None:
+        typer.echo(f"wrote {out}; `foveate report {out}` makes a page of it", err=True)
+    else:
+        from ..bench.report import write
+
+        typer.echo(f"wrote {out} and {write([out], report).page}", err=True)
 
 
-LEFT_OUT = ("results", "as_json", "jobs", "threads", "shard")  # of the command that is noted: they change no number
+LEFT_OUT = (
+    "results",
+    "report",
+    "as_json",
+    "jobs",
+    "threads",
+    "shard",
+)  # of the command that is noted: they change no number
 
 
 def part_of(text: str) -> tuple[int, int]:
