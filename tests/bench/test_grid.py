@@ -113,6 +113,12 @@ def test_tokens_chosen_once(whole, model, task):
     assert not rows(run(grid(model, task, once=False)), selection="once")
 
 
+def test_tokens_chosen_once_by_a_plan_that_starts_in_the_tower(model, task):
+    result = run(grid(model, task, methods=[], keeps=[9], plans=["tome_tower:keep=16 > fastv:keep=9"]))
+    (row,) = (row for row in rows(result, selection="once") if row["method"] == "tome_tower")
+    assert "error" not in row and row["tokens_per_image"] == 9
+
+
 @pytest.mark.parametrize("after", [1, 10, 30])
 def test_a_killed_run_goes_on_and_makes_the_same_file(model, task, whole, tmp_path, after):
     path, seen = tmp_path / "run.ledger.jsonl", []

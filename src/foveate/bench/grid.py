@@ -26,7 +26,7 @@ from .environment import code, environment
 from .inside import GROUP
 from .ledger import Ledger, identity
 from .results import SCHEMA, STOCK, Cell, Entry, Place, build
-from .runner import _start, encoded, prefill, prepared, respond
+from .runner import _shrinks, encoded, prefill, prepared, respond
 from .shapes import prompts_by
 from .tasks import Task
 
@@ -297,7 +297,7 @@ def continued(
     if not torch.equal(ids[:, :begun], first["input_ids"]):
         raise UnsupportedError("the prompt of a later turn does not begin with that of the first one")
     with nullcontext() if plan is None else compress(model, plan, processor=processor) as run:
-        cache = prefill(model, _start(first, features)).past_key_values
+        cache = prefill(model, first, None if plan is not None and _shrinks(plan) else features).past_key_values
         mask = torch.ones_like(ids)
         out = model.generate(
             input_ids=ids, attention_mask=mask, past_key_values=cache, max_new_tokens=max_new_tokens, do_sample=False

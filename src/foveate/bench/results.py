@@ -58,8 +58,8 @@ class Cell:
 
     Attributes:
         said: answers; right: whether they are; of the samples numbered ``at``.
-        images, before, tokens, layers: how many images; in sums, their tokens before anything was done, those that entered
-            the language model, and those averaged over its layers.
+        images, before, tokens, layers: how many images; in sums, their tokens before anything was done, those left after the
+            last step, and those averaged over the language model's layers.
         error: why there is nothing.
     """
 

@@ -80,7 +80,7 @@ def grid(
         found.append(_measured(context, name, data, kinds, asked, where, said, jobs, threads, timed, device, dtype))
     out.parent.mkdir(parents=True, exist_ok=True)
     result = found[0] if len(found) == 1 else {"bench": "grids", "schema": 1, "parts": found}
-    out.write_text(json.dumps(result, indent=1) + "\n")
+    out.write_text(json.dumps(result, separators=(",", ":")) + "\n")  # answers of all plans: not for reading
     if as_json:
         typer.echo(json.dumps(result))
     else:
@@ -124,8 +124,8 @@ def _measured(
     from ..bench.ledger import Ledger
     from ..bench.results import merge
 
-    if threads is not None:
-        torch.set_num_threads(threads)
+    if threads is not None or jobs > 1:
+        torch.set_num_threads(threads or 1)  # as the parts have
     found, processor = load(name, device, dtype)
     grid = Grid(found, processor, _task(data, *kinds), name=name, **asked)
     total = len(grid.pieces())
