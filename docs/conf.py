@@ -17,7 +17,8 @@ extensions = [
     "sphinx.ext.viewcode",
 ]
 source_suffix = {".md": "markdown"}
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "extra"]
+html_extra_path = ["extra"]  # pages that are made elsewhere
 nitpicky = False
 
 myst_enable_extensions = ["colon_fence", "deflist", "html_image"]

@@ -53,6 +53,19 @@ def test_the_page_comes_along(stand_in, tmp_path):
     assert str(page / "index.html") in done.stderr
 
 
+def test_the_tables_go_between_their_marks(stand_in, tmp_path):
+    out, notes = tmp_path / "one.json", tmp_path / "notes.md"
+    invoke("--methods", "norm,fastv,ima", "--keep", "9,18", "--rounds", 0, "--results", out)
+    notes.write_text("# Mine\n<!-- grid-table:start -->\nold\n<!-- grid-table:end -->\nrest\n")
+    done = CliRunner().invoke(app, ["report", str(out), "--out", str(tmp_path / "page"), "--table", str(notes)])
+    assert done.exit_code == 0, done.output
+    text = notes.read_text()
+    assert text.startswith("# Mine\n") and text.endswith("\nrest\n") and "old" not in text
+    before, between = text.split("## Between its layers")
+    assert "| norm | " in before and "| random | " in before and "seed" not in before
+    assert "| fastv | " in between and "With a schedule of their own: ima " in between
+
+
 def test_parts_name_themselves_and_flags_override_a_preset(stand_in, tmp_path):
     out = tmp_path / "part.json"
     asked = ("--preset", "quick", "--methods", "norm", "--keep", 9, "--slices", "one", "--batch", 1, "--rounds", 0)
@@ -73,6 +86,9 @@ def test_several_models_are_one_file(stand_in, tmp_path):
     result = json.loads(out.read_text())
     assert [part["model"]["name"] for part in result["parts"]] == ["here/a", "b"]
     assert sorted(path.name for path in tmp_path.glob("*.jsonl")) == ["two-a.ledger.jsonl", "two-b.ledger.jsonl"]
+    done = CliRunner().invoke(app, ["report", str(out), "--out", str(tmp_path / "page"), "--no-plots"])
+    html = (tmp_path / "page" / "index.html").read_text()
+    assert done.exit_code == 0 and "here/a" in html
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,15 @@ class Written:
 
 
 def read(path: Path) -> Source:
-    """Read one result file.
+    """Read a file that holds one result; see :func:`read_all`."""
+    found = read_all(path)
+    if len(found) > 1:
+        raise UnsupportedError(f"{path} holds the grids of {len(found)} models", hint="one with a single model")
+    return found[0]
+
+
+def read_all(path: Path) -> list[Source]:
+    """Read one result file: a result, or the grids of several models.
 
     Raises:
         UnsupportedError: if it is missing, no result, of another schema, or if its numbers do not add up.
@@ -71,6 +79,12 @@ def read(path: Path) -> Source:
         raise UnsupportedError(f"there is no file {path}", hint="foveate bench writes result files") from error
     except (OSError, ValueError) as error:
         raise UnsupportedError(f"{path} is not JSON: {error}", hint="a file that foveate bench wrote") from error
+    if isinstance(result, dict) and result.get("bench") == "grids" and result.get("parts"):
+        return [_source(path, part) for part in result["parts"]]
+    return [_source(path, result)]
+
+
+def _source(path: Path, result: Any) -> Source:
     bench = result.get("bench", "table") if isinstance(result, dict) else None
     kind = bench if isinstance(bench, str) else ""
     if kind not in NEEDS or not isinstance(result.get("rows"), list) or not result["rows"]:
@@ -193,7 +207,7 @@ def gather(paths: Sequence[Path]) -> list[Source]:
     if not paths:
         raise UnsupportedError("there is nothing to report", hint="foveate report results.json")
     groups: dict[Any, list[Source]] = {}
-    for source in map(read, paths):
+    for source in (source for path in paths for source in read_all(path)):
         groups.setdefault(source.result["identity"] if source.kind == "grid" else source.files, []).append(source)
     found = []
     for group in groups.values():

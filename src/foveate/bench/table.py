@@ -11,6 +11,7 @@ from .runner import STOCK, grid, measure
 from .tasks import Task, testbed_task
 
 START, END = "<!-- testbed-table:start -->", "<!-- testbed-table:end -->"
+GRID_START, GRID_END = "<!-- grid-table:start -->", "<!-- grid-table:end -->"
 
 
 def testbed_table(
@@ -107,6 +108,51 @@ def markdown(result: dict[str, Any]) -> str:
     for name, row in rows:
         if "error" not in row:
             lines.append(f"| {name} |" + "".join(f" {_percent(row['slices'][s]['accuracy'])} |" for s in slices))
+    return "\n".join(lines)
+
+
+PLACES = {
+    "Before the language model": ("input", "encoder", "connector"),
+    "Between its layers": ("layers",),
+    "In its cache": ("cache",),
+}
+SHOWN = "64"  # tokens per image at which times and worst slices are shown
+
+
+def overview(result: dict[str, Any]) -> str:
+    """The Markdown of a grid's result: a table for each place where methods work, by the accuracy at the smallest budget."""
+    rows = [row for row in result["rows"] if row["condition"] == "clean" and row["selection"] == "turn"]
+    stock, where = rows[0], result["environment"]
+    lines = [
+        f"{result['note']} {len(result['samples'])} questions in {len(result['slices'])} slices, greedy answers, accuracy in % "
+        f"with 95 % Wilson intervals. {where['processor']}, {where['threads']} thread, torch {where['torch']}, transformers "
+        f"{where['transformers']}, {where['dtype']} on {where['device']}. Made by `{result['command']}`.",
+        "",
+        f"Uncompressed, {stock['tokens_per_image']:.0f} tokens per image: {_cell(stock)}.",
+    ]
+    keeps = [keep for keep in dict.fromkeys(row["keep"] for row in rows) if keep]
+    for title, stages in PLACES.items():
+        by_method: dict[str, dict[str, dict[str, Any]]] = {}
+        for row in rows:
+            if row["stage"] in stages and not row["seed"] and "error" not in row:
+                by_method.setdefault(row["method"], {})[row["keep"]] = row
+        swept = {name: found for name, found in by_method.items() if "" not in found}
+        lines += ["", f"## {title}", "", "| method |" + "".join(f" {keep} |" for keep in keeps)]
+        lines[-1] += f" first token at {SHOWN} | worst slice at {SHOWN} |"
+        lines.append("|---|" + ":-:|" * len(keeps) + "--:|---|")
+        for name in sorted(swept, key=lambda n: (-swept[n].get(keeps[-1], {}).get("accuracy", -1), n)):
+            cells = [_cell(swept[name][keep]) if keep in swept[name] else "" for keep in keeps]
+            shown = swept[name].get(SHOWN, {})
+            cells.append(f"{shown['time']['first_token']['over']:.2f}" if "time" in shown else "")
+            worst = shown.get("worst")
+            cells.append(
+                f"{worst['slice']} {100 * worst['difference']:+.0f}" if worst and worst["difference"] < 0 else ""
+            )
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        alone = [(name, found[""]) for name, found in sorted(by_method.items()) if "" in found]
+        if alone:
+            lines += ["", "With a schedule of their own: "]
+            lines[-1] += ", ".join(f"{name} {_cell(row)}" for name, row in alone) + "."
     return "\n".join(lines)
 
 

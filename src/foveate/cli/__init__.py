@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import FoveateError
+from .advise import advise
 from .bench import app as bench
 from .catalogue import families, method, methods
 from .demo import demo
@@ -51,7 +52,7 @@ def about(
     """Compress the visual tokens of vision-language models, on unmodified transformers."""
 
 
-for command in (demo, methods, method, families, run, flops, search, report, new):
+for command in (demo, methods, method, families, run, flops, search, advise, report, new):
     app.command()(command)
 app.add_typer(bench, name="bench")
 app.add_typer(testbed, name="testbed")
