@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -115,68 +114,24 @@ def testbed_data(n: int, seed: int) -> tuple[Task, Task, str]:
     return tasks[0], tasks[1], note
 
 
-@dataclass(frozen=True)
-class Sample:
-    """A line of a file: pictures by their paths, a question, and its answer if one is known."""
-
-    images: tuple[Path, ...]
-    question: str
-    answer: str | None = None
-    slice: str = "all"
-
-
 def file_data(path: Path, n: int, seed: int) -> tuple[Task, Task, str]:
     """n lines of a file to search on, n others to check on, drawn by chance; half of the lines each if there are fewer.
 
     Raises:
         UnsupportedError: if there is no such file, or a line is no sample.
     """
+    from ..bench.data import exact, inputs, read_samples
     from ..bench.tasks import Task
     from ..errors import UnsupportedError
 
-    form = '{"image": "a.png", "question": "What is this?", "answer": "a cat"}'
-    if not path.is_file():
-        raise UnsupportedError(f"--data {path} is no file", hint=f"testbed, or a file with lines such as {form}")
-    found = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-            names = [entry["image"]] if isinstance(entry["image"], str) else entry["image"]
-            pictures = tuple(path.parent / name for name in names)
-            found.append(Sample(pictures, str(entry["question"]), entry.get("answer")))
-        except (ValueError, KeyError, TypeError) as error:
-            raise UnsupportedError(f"line {number} of {path} is no sample: {error}", hint=form) from error
-        if missing := [str(one) for one in pictures if not one.is_file()]:
-            raise UnsupportedError(f"line {number} of {path}: no picture {', '.join(missing)}", hint=f"next to {path}")
+    found = read_samples(path)
     if len(found) < 2:
         raise UnsupportedError(f"{path} holds {len(found)} samples", hint="some to search on and some to check on")
     random.Random(seed).shuffle(found)
     n = min(n, len(found) // 2)
     note = f"{path}: {n} lines to search on and {n} others to check on, drawn by chance (seed {seed})"
-    tasks = [Task(path.name, part, file_inputs, _correct) for part in (found[:n], found[n : 2 * n])]
+    tasks = [Task(path.name, part, inputs, exact) for part in (found[:n], found[n : 2 * n])]
     return tasks[0], tasks[1], note
-
-
-def file_inputs(processor: Any, samples: Any) -> Any:
-    """A left-padded batch of prompts, in the processor's chat format if it has one."""
-    from PIL import Image, ImageOps
-
-    texts = []
-    for sample in samples:
-        content = [{"type": "image"} for _ in sample.images] + [{"type": "text", "text": sample.question}]
-        if getattr(processor, "chat_template", None):
-            turn = [{"role": "user", "content": content}]
-            texts.append(processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False))
-        else:
-            texts.append(getattr(processor, "image_token", "<image>") * len(sample.images) + sample.question)
-    pictures = [[ImageOps.exif_transpose(Image.open(path)).convert("RGB") for path in s.images] for s in samples]
-    return processor(images=pictures, text=texts, padding=True, padding_side="left", return_tensors="pt")
-
-
-def _correct(said: str, sample: Sample) -> bool:
-    return said.strip().lower() == (sample.answer or "").strip().lower()
 
 
 # -- for people --------------------------------------------------------------------------------------------------------
