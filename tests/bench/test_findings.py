@@ -223,7 +223,15 @@ def test_accuracy_and_time():
 
     def time(order):
         return {
-            name: {"full": 576.0, "tokens": 64.0, "flops": 0.2, "prefill": 0.3, "whole": w, "choosing": 0.15}
+            name: {
+                "method": name.split(":")[0],
+                "full": 576.0,
+                "tokens": 64.0,
+                "flops": 0.2,
+                "prefill": 0.3,
+                "whole": w,
+                "choosing": 0.15,
+            }
             for name, w in zip(names, order, strict=True)
         }
 
@@ -267,10 +275,18 @@ def test_schedules_of_every_shape_run_on_the_same_number_of_tokens():
         for name, plan in plans.shapes(mean, 5).items():
             shares = getattr(plan.steps[0].method, "shares", ())
             if name == "rising":
-                assert plan.steps[0].method.inject == 5 - round(5 * mean)
+                assert plan.steps[0].method.layer == 5 - round(5 * mean)
             else:
                 assert sum(shares) == pytest.approx(5 * mean, abs=0.01)
                 assert list(shares) == sorted(shares, reverse=True)
+
+
+def test_a_late_picture_runs_from_its_layer_to_the_end(model, task):
+    fed = prepared(model, stub.Processor()(task.samples[:2]))
+    with compress(model, plans.late(1)) as run:
+        found = seen(model, fed)
+    assert [image.average for image in run.report.images] == [27.0, 27.0], "36 tokens in three of four layers"
+    assert [found.layers[i][0].shape[2] for i in range(4)] == [found.valid.shape[1] - 36, *[found.valid.shape[1]] * 3]
 
 
 def test_blind_choices_do_not_see_the_question(model, task):
@@ -346,8 +362,9 @@ def test_probes_note_what_they_find_and_go_on(model, task, tmp_path):
     for _ in range(2):
         with Ledger(tmp_path / "p.jsonl", {}) as ledger:
             probes = Probes(model, stub.Processor(), task, ledger, samples=4, batch=4, rounds=2, tick=made.append)
-            looks, stable, ranked = (probes.run(name) for name in ("looks", "stable", "ranked"))
-            timed = probes.run("time", [Plan.of("norm", 9), Plan.of("fastv", 9), Plan.of("resize", 9)])
+            looks, stable, ranked = probes.looks(), probes.stable(), probes.ranked()
+            few = [Plan.of("norm", 9), Plan.of("fastv", 9)]
+            costs, times = probes.costs([*few, Plan.of(plans.blind(), 9)]), probes.times(few)
     assert made.count("looks") == 1 and len(made) == len(set(made))
     assert np.array(looks["layers"]).shape[1:] == (4, 4) and len(looks["mass"]["text"]) == len(looks["layers"])
     assert all(0 < value <= 1 for values in stable.values() for value in values)
@@ -356,8 +373,16 @@ def test_probes_note_what_they_find_and_go_on(model, task, tmp_path):
         *map(skip_key, range(4)), STOCK_KEY,
     }  # fmt: skip
     assert all(len(values) == len(task.samples) for values in ranked["right"].values())
-    assert timed["norm:keep=9/image"]["tokens"] == 9 and timed["norm:keep=9/image"]["flops"] < 1
-    assert timed["fastv:keep=9/image"]["tokens"] > 9 and "resize:keep=9/image" in timed
+    assert costs["norm:keep=9/image"]["tokens"] == 9 < costs["fastv:keep=9/image"]["tokens"]
+    assert costs["norm:keep=9/image"]["flops"] < costs["fastv:keep=9/image"]["flops"] < 1
+    assert set(times) == {str(plan) for plan in few} and all(row["choosing"] > 0 for row in times.values())
+
+
+def test_times_of_the_grid_are_taken_if_all_rows_have_them():
+    part = {"over": 0.5}
+    rows = [{"label": name, "time": {"prefill": part, "total": part, "selection": part}} for name in "ab"]
+    assert findings.given(rows) == {name: {"prefill": 0.5, "whole": 0.5, "choosing": 0.5} for name in "ab"}
+    assert findings.given([*rows, {"label": "c"}]) == {}
 
 
 def test_given_scores_choose_as_the_method_that_reads_them(model, task):
@@ -399,7 +424,7 @@ def test_everything_measured_on_a_tiny_model(model, task, tmp_path):
         None,
         lambda name: tmp_path / f"{name}.jsonl",
         scale=scale,
-        task=lambda limit: replace(task, samples=task.samples[:limit]),
+        task=lambda limit: replace(task, samples=sorted(task.samples[:limit], key=lambda s: s.slice)),
         batch=4,
     )
     assert set(found.tables) == {"extra", "harsh", "ranked"} and found.depth == 4

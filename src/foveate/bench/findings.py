@@ -114,11 +114,14 @@ def measure(
             looking = Probes(
                 model, processor, some, ledger, samples=scale.looks, batch=batch, rounds=scale.rounds, tick=tick
             )
-            found = {name: looking.run(name) for name in LOOKING if name in needs}
+            found = {name: getattr(looking, name)() for name in LOOKING if name in needs}
             if "ranked" in needs:
-                tables["ranked"] = Outcomes(**looking.run("ranked"))
-            if "time" in needs and (plans := timed(tables.get("grid"))):
-                found["time"] = looking.run("time", plans)
+                tables["ranked"] = Outcomes(**looking.ranked())
+            if "time" in needs and (rows := timed(tables.get("grid"))):
+                costs = looking.costs([Plan.of(row["plan"]) for row in rows])
+                rows = [row for row in rows if row["label"] in costs]
+                times = given(rows) or looking.times([Plan.of(row["plan"]) for row in rows])
+                found["time"] = {label: cost | times[label] for label, cost in costs.items()}
     return Evidence(tables, found, depth)
 
 
@@ -128,12 +131,21 @@ def _probes() -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
-def timed(grid: Outcomes | None) -> list[Plan]:
-    """What is timed: the published methods of the grid that meet a budget of visual tokens, at one of its budgets."""
+def timed(grid: Outcomes | None) -> list[Mapping[str, Any]]:
+    """Rows whose time is of interest: published methods that meet a budget of visual tokens, at one of the grid's budgets."""
     try:
-        return [] if grid is None else [Plan.of(grid.rows[grid.key(name, TIMED)]["plan"]) for name in grid.methods]
+        return [] if grid is None else [grid.rows[grid.key(name, TIMED)] for name in grid.methods]
     except MissingError:
         return []
+
+
+def given(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Times that the grid has, as :meth:`Probes.times` gives them; none unless all rows have them."""
+    names = {"prefill": "prefill", "whole": "total", "choosing": "selection"}
+    try:
+        return {row["label"]: {name: row["time"][part]["over"] for name, part in names.items()} for row in rows}
+    except KeyError:
+        return {}
 
 
 def judged(claims: Sequence[Claim], evidence: Evidence) -> list[dict[str, Any]]:
@@ -207,4 +219,9 @@ def markdown(found: Mapping[str, Any]) -> str:
         ]  # fmt: skip
         if row["reach"]:
             lines.append(f"- **Left open.** {row['reach']}")
+        if table := row["numbers"].get("table"):
+            lines += ["", "| " + " | ".join(table["columns"]) + " |", "|---|" + "--:|" * (len(table["columns"]) - 1)]
+            lines += [
+                "| " + " | ".join(c if isinstance(c, str) else f"{c:.2f}" for c in r) + " |" for r in table["rows"]
+            ]
     return "\n".join(lines)

@@ -9,7 +9,7 @@ import numpy as np
 from ..conditions import CLEAN
 from ..results import Place
 from .claim import Claim, Judgement, MissingError, above, below, each, every, sized
-from .evidence import DETAIL, Array, Evidence, Outcomes
+from .evidence import DETAIL, FIVE, Array, Evidence, Outcomes
 from .plans import GUIDED, MERGED, MERGING, NUMBERED
 from .probes import LOOKED, ranked_key, tower
 
@@ -162,7 +162,7 @@ CLAIMS = (
         "per image: by [CLS] in the tower's last used block, or by the last prompt token in layer 1 (counted from 0), where "
         "FastV looks, in a run of the whole prompt. Supported if [CLS] is better below the largest budget and its lead grows "
         "towards the smallest; not supported if either is the other way round.",
-        ("ranked",), _q13,
+        ("ranked",), _q13, FIVE,
     ),
     Claim(
         "Q15", "Attention of single layers of the tower contradicts that of others; adding up several is better.",
@@ -176,7 +176,7 @@ CLAIMS = (
         ("G-Search (arXiv:2412.00556)",),
         f"Rank correlation between layers after the first, mean over pairs and prompts. Supported above {SAME}, not supported "
         "below.",
-        ("looks",), _q16,
+        ("looks",), _q16, FIVE,
     ),
     Claim(
         "Q18", "Deep attention maps are noisy and choose unstably when few tokens are kept; explicit similarity is steadier.",

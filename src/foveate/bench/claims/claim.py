@@ -29,6 +29,10 @@ class Span:
         """Of a difference of shares, in points."""
         return f"{100 * self.value:+.1f} points ({100 * self.low:+.1f} to {100 * self.high:+.1f})"
 
+    def lost(self) -> str:
+        """Of a loss, in points."""
+        return f"{100 * self.value:.1f} points ({100 * self.low:.1f} to {100 * self.high:.1f})"
+
     def percent(self) -> str:
         """Of a share."""
         return f"{100 * self.value:.1f} % ({100 * self.low:.1f} to {100 * self.high:.1f})"
@@ -48,7 +52,8 @@ class Judgement:
     Attributes:
         verdict: one of :data:`VERDICTS`.
         why: one or two sentences with the numbers and their intervals.
-        numbers: the same, and what lies behind them, as plain data.
+        numbers: the same, and what lies behind them, as plain data; under "table" what the page is to show: "columns", and
+            "rows" of cells.
     """
 
     verdict: str

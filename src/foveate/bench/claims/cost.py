@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ... import registry
 from ...errors import require
 from ..conditions import SEVERITIES
 from ..results import STOCK, Place
@@ -62,12 +63,24 @@ def _q53(e: Evidence) -> Judgement:
         f"fewer FLOPs in the prompt, prefill {told['prefill']:.1f} times and picture to answer {told['whole']:.1f} times as "
         f"fast. The last factor over the first: {share.plain()}."
     )
-    return Judgement(below(share, LESS), why, {"share": share.data(), "medians": told, "rows": _timed(e)})
+    columns = ("plan", "tokens", "FLOPs of the prompt", "prefill", "picture to answer", "choosing")
+    rows = [
+        [f"`{label}`", one["tokens"] / one["full"], one["flops"], one["prefill"], one["whole"], one["choosing"]]
+        for label, one in sorted(_timed(e).items(), key=lambda item: item[1]["whole"])
+    ]
+    numbers = {
+        "share": share.data(),
+        "medians": told,
+        "measured": _timed(e),
+        "table": {"columns": columns, "rows": rows},
+    }
+    return Judgement(below(share, LESS), why, numbers)
 
 
 def _q58(e: Evidence) -> Judgement:
     found = _timed(e)
-    parts = {label: one["choosing"] / one["prefill"] for label, one in found.items()}
+    before = {label: one for label, one in found.items() if "encoder" not in registry.get(one["method"]).card.stages}
+    parts = {label: one["choosing"] / one["prefill"] for label, one in before.items()}
     middle = _median(e, list(parts.values()))
     low, high = min(parts, key=lambda label: parts[label]), max(parts, key=lambda label: parts[label])
     why = (
@@ -98,7 +111,7 @@ def _q83(e: Evidence) -> Judgement:
         if i != stock
     )
     why = (
-        f"The uncompressed model loses {worst.points()} at severity 3, {grows.points()} more than at 1, mean of {len(KINDS)} "
+        f"The uncompressed model loses {worst.lost()} at severity 3, {grows.lost()} more than at 1, mean of {len(KINDS)} "
         f"kinds; points lost at 1 / 2 / 3: {kinds}. Compressed, mean of the kinds: {others} ({t.n} questions)."
     )
     numbers = {"at_3": worst.data(), "3_less_1": grows.data(), "n": t.n}
@@ -121,14 +134,16 @@ CLAIMS = (
         "Q53", "Time falls much less than the number of visual tokens.",
         ("TokenCarve (arXiv:2503.10501): 22 % of the tokens, 1.23 times as fast", "DiViCo",
          "VoCo-LLaMA (arXiv:2406.12275): FLOPs -94.8 %, time -69.6 %"),
-        f"Published methods at {TIMED} tokens: the factor in time from picture to an answer of ten tokens, over the factor in "
+        f"Published methods at {TIMED} tokens: the factor in time from picture to answer, over the factor in "
         f"tokens averaged over the layers. Supported if the median is below {LESS}, not supported if above. Interval over methods.",
-        ("time",), _q53, "A small model on a processor. Its tower costs about as much as its language model.",
+        ("time",), _q53, "A small model on a processor; its tower costs about as much as its language model. "
+        "The table has all ratios to the uncompressed model; choosing is over its prefill.",
     ),
     Claim(
         "Q58", "Reducing tokens brings hidden overhead that has to be engineered away.", ("HiDrop (arXiv:2602.23699)",),
-        f"Time in choosing and rearranging, over the prefill that it shortens. Supported if the median of the methods is above "
-        f"{HIDDEN:.0%}, not supported if below. Interval over methods.",
+        f"Time in choosing and rearranging, over the prefill that it shortens; methods inside the tower, which shorten that, are "
+        f"left out. Supported if the median of the methods is above "
+        f"{100 * HIDDEN:.0f} %, not supported if below. Interval over methods.",
         ("time",), _q58, "On a large model the same choosing is a far smaller part.",
     ),
     Claim(

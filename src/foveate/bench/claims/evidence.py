@@ -24,6 +24,10 @@ BEFORE = ("input", "encoder", "connector")  # stages before the language model
 SIMPLE = ("attribute", "count", "position", "relation", "existence")  # one picture, one turn, things that are large
 READING = ("reading-short", "reading-dense")
 DETAIL = (*READING, "small-detail")
+FIVE = (
+    "The testbed's language model has five layers, of which the first were made to match words with patches before training: "
+    "there it may look at pictures more, and to the point, than other models do."
+)
 
 Array = np.ndarray
 

@@ -280,7 +280,7 @@ CLAIMS = (
     Claim(
         "Q1", "A random choice of tokens is a far better baseline than one would expect.", (UNIPRUNE,),
         f"{FAIR} Expected is that hardly a method falls behind chance. Supported if the random choice (mean of its seeds) "
-        f"beats more than {MANY:.0%} of the methods, not supported if fewer.",
+        f"beats more than {100 * MANY:.0f} % of the methods, not supported if fewer.",
         ("grid",), _q1,
     ),
     Claim(
@@ -305,21 +305,21 @@ CLAIMS = (
     ),
     Claim(
         "Q5", "Simply making the picture smaller beats many advanced methods.", (VTC,),
-        f"{FAIR} Supported if `resize` beats more than {MANY:.0%} of the methods, not supported if fewer.",
+        f"{FAIR} Supported if `resize` beats more than {100 * MANY:.0f} % of the methods, not supported if fewer.",
         ("grid",), _q5, "The testbed's tower has only ever seen one size of picture, and its text is about as small as can be "
         "read: a large model's tower takes smaller pictures better.",
     ),
     Claim(
         "Q6", "Many questions of a benchmark say nothing about compression; a smaller picture tells which.", (VTC,),
         "Questions that the uncompressed model gets right, split by whether `resize` at the same tokens does. Supported if more "
-        f"than {MANY:.0%} are simple, and methods lose less on these; not supported if either is shown to be otherwise.",
+        f"than {100 * MANY:.0f} % are simple, and methods lose less on these; not supported if either is shown to be otherwise.",
         ("grid",), _q6, "Some questions are simple by a lucky guess.",
     ),
     Claim(
         "Q7", "Average pooling, without training, removes most visual tokens at small cost.",
         ("LLaVolta (arXiv:2406.20092): 70 % of the tokens for 3 % on GQA",),
-        f"`llavolta`, which pools between layers as the paper does, at the largest budget that leaves {1 - MOST:.0%} or fewer; "
-        f"questions about objects ({', '.join(SIMPLE)}), the nearest to GQA. Supported if less than 3 % of the accuracy is lost, "
+        f"`llavolta`, which pools between layers as the paper does, at the largest budget that leaves {100 * (1 - MOST):.0f} % or "
+        f"fewer; questions about objects ({', '.join(SIMPLE)}), the nearest to GQA. Supported if less than 3 % of the accuracy is lost, "
         "not supported if more. `pool`, which does it before the language model, stands beside.",
         ("grid",), _q7, "Between layers, this model loses little by any way of dropping tokens (Q28).",
     ),

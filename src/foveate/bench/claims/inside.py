@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,9 @@ import numpy as np
 from ...errors import require
 from .choice import extra_key
 from .claim import NOT_SUPPORTED, SUPPORTED, UNDECIDED, Claim, Judgement, MissingError, above, every
-from .evidence import STOCK_KEY, Array, Evidence
+from .evidence import FIVE, STOCK_KEY, Array, Evidence
 from .plans import CACHED, LEFT, MEANS, gone, late, most_gone, shapes, texted
-from .probes import FOUND, PLACES, skip_key
+from .probes import FOUND, PLACES, ranked_key, skip_key
 
 SMALL = -0.05  # of the answers: what "without loss" may lose
 BIASED = 0.1  # of the mean: what positions may differ by
@@ -57,21 +58,28 @@ def _q17(e: Evidence) -> Judgement:
 
 
 def _q28(e: Evidence) -> Judgement:
-    d, half = e.depth, math.ceil(e.depth / 2)
-    most = {k: _against(e, most_gone(k, d)) for k in range(1, d)}
-    none = {k: e.span(_against(e, gone(k))) for k in range(1, d)}
-    kept, early = e.span(most[half]), e.span(most[half] - most[1])
-    told = ", ".join(f"{k}: {100 * most[k][0]:+.1f} and {100 * none[k].value:+.1f}" for k in most)
-    why = (
-        f"A tenth of the tokens from layer {half} of {d} on: {kept.points()}; that is {early.points()} against a tenth from "
-        f"layer 1 on. A tenth and none, by first layer without the others: {told} points."
+    d, half, ranked = e.depth, math.ceil(e.depth / 2), e.table("ranked")
+    if ranked.slices.tolist() != e.table("extra").slices.tolist():
+        raise MissingError("plans and given scores were not asked the same questions")
+    some = {
+        k: _against(e, most_gone(k)) for k in range(1, d)
+    }  # the same tokens, gone from layer k on, or from the start
+    start = {k: ranked.accuracy([ranked_key(f"layer {k - 1}", LEFT), STOCK_KEY]) for k in some}
+    none = {k: e.span(_against(e, gone(k))) for k in some}
+    kept = e.span(some[half])
+    early = e.span(some[half] - (start[half][:, 0] - start[half][:, 1]))
+    told = "; ".join(
+        f"{k}: {100 * some[k][0]:+.1f}, {100 * (both[0, 0] - both[0, 1]):+.1f} and {100 * none[k].value:+.1f}"
+        for k, both in start.items()
     )
-    numbers: dict[str, Any] = {
-        "from_half": kept.data(),
-        "half_less_first": early.data(),
-        "none_from": {k: s.data() for k, s in none.items()},
-    }
-    numbers["a_tenth_from"] = {k: e.span(draws).data() for k, draws in most.items()}
+    why = (
+        f"{LEFT} tokens from layer {half} of {d} on: {kept.points()}; that is {early.points()} against the same tokens from the "
+        f"start. By layer, {LEFT} tokens from there on, the same from the start, and none from there on: {told} points."
+    )
+    numbers: dict[str, Any] = {"from_half": kept.data(), "half_less_start": early.data()}
+    numbers["from"] = {k: e.span(draws).data() for k, draws in some.items()}
+    numbers["from_the_start"] = {k: e.span(both[:, 0] - both[:, 1]).data() for k, both in start.items()}
+    numbers["none_from"] = {k: s.data() for k, s in none.items()}
     return Judgement(every([above(kept, SMALL), above(early)]), why, numbers)
 
 
@@ -94,7 +102,7 @@ def _q29(e: Evidence) -> Judgement:
 
 def _q31(e: Evidence) -> Judgement:
     first = max(1, round(e.depth / 4))
-    spans = {k: e.span(_against(e, late(k, e.depth))) for k in range(1, e.depth)}
+    spans = {k: e.span(_against(e, late(k))) for k in range(1, e.depth)}
     told = ", ".join(f"{k}: {100 * span.value:+.1f}" for k, span in spans.items())
     why = f"The picture enters before layer {first} of {e.depth}: {spans[first].points()}. By layer: {told} points."
     return Judgement(above(spans[first], SMALL), why, {"enters_before": {k: span.data() for k, span in spans.items()}})
@@ -148,20 +156,19 @@ def _q37(e: Evidence) -> Judgement:
 
 def _q40(e: Evidence) -> Judgement:
     needle = e.probe("needle")
-    found, recall, layer = np.array(needle["found"]), np.array(needle["recall"]), needle["layer"]
-    spans = [e.mean(found[:, i]) for i in range(found.shape[1])]
+    found, recall = np.array(needle["found"]), np.array(needle["recall"])
+    early = range(math.ceil(found.shape[1] / 2))
+    wide = replace(e, level=1 - (1 - e.level) / len(early))  # the best of several is chosen
+    spans = [wide.mean(found[:, i]) for i in range(found.shape[1])]
+    best = max(early, key=lambda i: spans[i].value)
     told = ", ".join(f"{i}: {100 * span.value:.0f} %" for i, span in enumerate(spans))
     why = (
         f"All patches of the text asked for are among the {FOUND} of {needle['tokens']} tokens that the last prompt token "
-        f"looks at most in layer {layer}: {spans[layer].percent()} of {len(found)} pictures. By layer: {told}; a random choice "
-        f"would hold {100 * needle['chance']:.0f} %."
+        f"looks at most in layer {best}: {spans[best].percent()} of {len(found)} pictures. By layer: {told}; a random choice "
+        f"would hold them in {100 * needle['chance']:.0f} %. `gemfilter` looks at layer {needle['layer']} unless told otherwise."
     )
-    numbers: dict[str, Any] = {
-        "found": [s.data() for s in spans],
-        "recall": recall.mean(0).tolist(),
-        "chance": needle["chance"],
-    }
-    return Judgement(above(spans[layer], HALF), why, numbers | {"layer": layer})
+    numbers: dict[str, Any] = {"found": [s.data() for s in spans], "recall": recall.mean(0).tolist()}
+    return Judgement(above(spans[best], HALF), why, numbers | {"layer": best, "chance": needle["chance"]})
 
 
 def _q41(e: Evidence) -> Judgement:
@@ -192,15 +199,16 @@ CLAIMS = (
         ("ApET (arXiv:2602.19870)",),
         f"Every picture is shown {PLACES * PLACES} times, shifted around by thirds, so that everything in it is at every place "
         f"once; only questions without words of place. Without bias all places then get the same attention. Supported if the "
-        f"best and the worst, found on half of the pictures, differ on the other half by over {BIASED:.0%} of the mean for both "
-        "scores; not supported if by less for one.",
+        f"best and the worst, found on half of the pictures, differ on the other half by over {100 * BIASED:.0f} % of the mean for "
+        "both scores; not supported if by less for one.",
         ("place",), _q17, "That such scores are not to be had from fused kernels is a question of time: see what choosing costs.",
     ),
     Claim(
         "Q28", "Most visual tokens matter in early layers only, where they feed the text.", ("LLaVA-Mini (arXiv:2501.03895)",),
-        f"A share of {LEFT:.0%}, chosen by the text's attention, runs from some layer on. Supported if from half the depth on "
-        f"this costs less than {-100 * SMALL:.0f} points, and less than from layer 1 on; not supported if either is otherwise.",
-        ("extra",), _q28, "The testbed's language model has five layers. All visual tokens gone is shown beside.",
+        f"{LEFT} tokens per image run from some layer on, those that the last prompt token looks at most in the layer before; "
+        "and the same tokens alone from the start. Supported if from half the depth on the others can be spared for less than "
+        f"{-100 * SMALL:.0f} points, but not from the start; not supported if they cannot, or do no good in early layers either.",
+        ("extra", "ranked"), _q28, f"{FIVE} All visual tokens gone is shown beside.",
     ),
     Claim(
         "Q29", "The deeper a layer, the more of the visual tokens it can do without.", ("p-MoD (arXiv:2412.04449)",),
@@ -214,7 +222,7 @@ CLAIMS = (
         "Q31", "Shallow layers hardly use the picture, so that it can enter late.", ("HiDrop (arXiv:2602.23699)",),
         f"All visual tokens enter before a layer, and those before it run on text alone; judged at a quarter of the depth. "
         f"Supported if less than {-100 * SMALL:.0f} points are lost, not supported if more.",
-        ("extra",), _q31, "HiDrop trains the model this way; here nothing is trained.",
+        ("extra",), _q31, f"HiDrop trains the model this way; here nothing is trained. {FIVE}",
     ),
     Claim(
         "Q36", "The rank of a layer's attention maps tells whether it is needed.", ("gamma-MoD (arXiv:2410.13859)",),
@@ -233,9 +241,10 @@ CLAIMS = (
     Claim(
         "Q40", "Early layers already single out the tokens of a prompt that the answer needs.", ("GemFilter (arXiv:2409.17422)",),
         f"New pictures of labels and tags, drawn with a map of what is where. The needle is all patches of the letters asked "
-        f"for. At the layer that `gemfilter` looks at: supported if it is whole among the {FOUND} tokens that the last prompt "
-        f"token attends to most in over {HALF:.0%} of the pictures, not supported if in fewer.",
-        ("needle",), _q40, "The paper is about text; these are pictures.",
+        f"for. Supported if, in the best layer of the first half (the paper, too, finds one for each model), it is whole among the "
+        f"{FOUND} tokens that the last prompt token attends to most in over {100 * HALF:.0f} % of the pictures, not supported if in "
+        "fewer; corrected for choosing the layer.",
+        ("needle",), _q40, f"The paper is about text; these are pictures. {FIVE}",
     ),
     Claim(
         "Q41", "While the prompt runs, a model attends more to text than to pictures; so text should stay in the cache first.",
@@ -243,6 +252,7 @@ CLAIMS = (
         f"Attention of the text after the picture, to text and to the picture, summed. And `lookm` at "
         f"{' and '.join(map(str, CACHED))} entries with text first, or with none favoured. Supported if both point that way, not "
         "supported if one points the other way.",
-        ("looks", "extra"), _q41, "Prompts are short: some ten tokens of text to 576 of the picture.",
+        ("looks", "extra"), _q41, "Prompts are short: some ten tokens of text to 576 of the picture; a single one of text gets "
+        "far more than one of the picture.",
     ),
 )  # fmt: skip

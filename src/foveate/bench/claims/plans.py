@@ -1,4 +1,4 @@
-"""What claims need besides the grid: plans that no budget spells, and two methods that only serve as controls."""
+"""What claims need besides the grid: plans that no budget spells, and methods that only serve as controls."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from ... import registry
-from ...method import Card, ScoreMethod
+from ...method import Card, LayerMethod, ScoreMethod
 from ...plan import Plan
+from ...routes import Route
 from ...tokens import Extra, View
 
 MERGING = ("tome", "dpcknn", "kmeans")  # methods whose tokens are mostly merged ones
@@ -18,7 +19,7 @@ NUMBERED = ("original", "contiguous", "preserved")
 MERGED = 64  # tokens that they leave
 GUIDED = (64, 32)  # tokens at which a method with the question meets itself without
 CACHED = (64, 32)  # entries
-LEFT = 0.1  # of the tokens, where "most" leave
+LEFT = 64  # tokens, where "most" leave
 MEANS = (0.4, 0.6)  # of the tokens over the layers, at which schedules of different shapes meet
 DEGRADED = ("divprune:keep=64", "fastervlm:keep=64")
 KINDS = ("blur", "noise", "jpeg", "dark")
@@ -35,8 +36,8 @@ def extra(depth: int) -> list[Plan]:
             Plan.of(f"flashvlm:keep={k},text=0.0"),
         ]
     found += [gone(layer) for layer in range(1, depth)]
-    found += [most_gone(layer, depth) for layer in range(1, depth)]
-    found += [late(layer, depth) for layer in range(1, depth)]
+    found += [most_gone(layer) for layer in range(1, depth)]
+    found += [late(layer) for layer in range(1, depth)]
     found += [plan for mean in MEANS for plan in shapes(mean, depth).values()]
     found += [texted(k, first) for k in CACHED for first in (True, False)]
     found += [Plan.of("ima"), Plan.of("ima:interval=1")]
@@ -48,15 +49,14 @@ def gone(layer: int) -> Plan:
     return Plan.of(f"vtw:layer={layer}")
 
 
-def most_gone(layer: int, depth: int) -> Plan:
-    """A tenth of the visual tokens runs from a layer on, chosen by the text's attention in the layer before."""
-    return _shares([1.0] * layer + [LEFT] * (depth - layer))
+def most_gone(layer: int) -> Plan:
+    """A ninth of the visual tokens of a 24 x 24 picture runs from a layer on: those that the layer before looks at most."""
+    return Plan.of(f"fastv:layer={layer}", LEFT)
 
 
-def late(layer: int, depth: int) -> Plan:
+def late(layer: int) -> Plan:
     """The picture enters before a layer: layers before it run on text alone."""
-    last = depth - 1
-    return Plan.of(f"hidrop:inject={layer},filters=({last},),exit={depth},shares=(1.0,)")
+    return Plan.of(Late(layer))
 
 
 def shapes(mean: float, depth: int) -> dict[str, Plan]:
@@ -80,7 +80,7 @@ def shapes(mean: float, depth: int) -> dict[str, Plan]:
     return {
         "falling": _shares(falling),
         "flat": _shares([round(share, 3) for share in flat]),
-        "rising": late(depth - round(mean * depth), depth),
+        "rising": late(depth - round(mean * depth)),
     }
 
 
@@ -106,6 +106,35 @@ def blind() -> Any:
             return super().__call__(replace(view, extras={**view.extras, "relevance": even}))
 
     return Blind()
+
+
+@dataclass(frozen=True)
+class Late(LayerMethod):
+    """All visual tokens wait until one layer, and run from there to the end.
+
+    Attributes:
+        layer: the first layer that they run in, 1 or more.
+    """
+
+    card = Card(
+        name="late",
+        title="The picture enters late (baseline)",
+        stages=("layers",),
+        count="content",
+        positions="original",
+    )
+
+    layer: int = 1
+
+    @property
+    def settled(self) -> bool:
+        return True
+
+    def stops(self, depth: int) -> Sequence[int]:
+        return (0, self.layer)
+
+    def __call__(self, view: View) -> Route:
+        return Route(view.n, torch.arange(view.n if view.layer else 0, device=view.x.device))
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ PLACES = 3  # places along each side of a picture
 TIMED = 64  # tokens per image at which methods are timed
 RANKED_MAPS = 8  # prompts of which whole maps are decomposed
 ANSWER = 10  # tokens
+PROMPTS = 2  # that are counted and timed
 PLACE_WORDS = {"top", "middle", "bottom", "left", "center", "right", "above", "below", "line", "column"}
 NEEDLES = {"reading-short": "labels", "small-detail": "tags"}
 NEEDLE_SEED = 9  # of pictures that neither training nor the evaluation set shows
@@ -75,10 +76,6 @@ class Probes:
         self.model, self.processor, self.task, self.ledger = model, processor, task, ledger
         self.samples, self.batch, self.rounds, self.tick = samples, batch, rounds, tick or (lambda what: None)
         self.depth = adapt(model).decoder_layers()
-
-    def run(self, name: str, plans: Sequence[Plan] = ()) -> Any:
-        """A probe by name. plans: those that "time" is about."""
-        return self.timed(plans) if name == "time" else getattr(self, name)()
 
     def _noted(self, name: str, make: Callable[[], Any]) -> Any:
         if name not in self.ledger:
@@ -221,16 +218,13 @@ class Probes:
 
     # -- time ----------------------------------------------------------------------------------------------------------
 
-    def timed(self, plans: Sequence[Plan], prompts: int = 2) -> dict[str, dict[str, Any]]:
-        """Tokens, FLOPs and times of plans over the uncompressed model's, by plan; those that refuse are left out."""
-        names = "|".join(map(str, plans))
-        return self._noted(f"time|{names}", lambda: self._timed(plans, prompts))
+    def costs(self, plans: Sequence[Plan]) -> dict[str, dict[str, Any]]:
+        """Tokens and FLOPs of plans, the latter over the uncompressed model's, by plan; those that refuse are left out."""
+        return self._noted(f"costs|{_named(plans)}", partial(self._costs, plans))
 
-    def _timed(self, plans: Sequence[Plan], prompts: int) -> dict[str, dict[str, Any]]:
-        some = self._single()
-        part = some[:: max(1, len(some) // prompts)][:prompts]
-        fed = prepared(self.model, self.task.inputs(self.processor, part))
-        stock, found, jobs = count(self.model, fed), {}, {}
+    def _costs(self, plans: Sequence[Plan]) -> dict[str, dict[str, Any]]:
+        fed = self._few()
+        stock, found = count(self.model, fed), {}
         for plan in plans:
             try:
                 cost = count(self.model, fed, plan, processor=self.processor, stock=stock)
@@ -244,18 +238,30 @@ class Probes:
                 "method": plan.steps[0].method.name, "full": full, "tokens": run.report.layer_average,
                 "flops": cost.prefill / stock.prefill,
             }  # fmt: skip
-        seconds: dict[str, list[float]] = {label: [] for label in found}
-        named: dict[str, Plan | None] = {STOCK: None} | {str(plan): plan for plan in plans if str(plan) in found}
-        for label, one_of in named.items():
-            jobs[f"prefill|{label}"] = self._job(one_of, fed, False, [])
-            jobs[f"whole|{label}"] = self._job(one_of, fed, True, seconds.get(label, []))
-        times = interleaved(jobs, self.rounds, device=str(next(self.model.parameters()).device))
-        for label, row in found.items():
-            for what in ("prefill", "whole"):
-                one, other = times[f"{what}|{label}"], times[f"{what}|{STOCK}"]
-                row |= {what: one.over(other), f"{what}_quartiles": list(one.spread(other))}
-            row["choosing"] = statistics.median(seconds[label][1:]) / times[f"prefill|{STOCK}"].median()
         return found
+
+    def times(self, plans: Sequence[Plan]) -> dict[str, dict[str, Any]]:
+        """Times of plans that run, by plan: "prefill" and "whole" over the uncompressed model's, "choosing" over its prefill."""
+        return self._noted(f"times|{_named(plans)}", partial(self._times, plans))
+
+    def _times(self, plans: Sequence[Plan]) -> dict[str, dict[str, Any]]:
+        fed, jobs = self._few(), {}
+        named: dict[str, Plan | None] = {STOCK: None} | {str(plan): plan for plan in plans}
+        seconds: dict[str, list[float]] = {label: [] for label in named}
+        for label, plan in named.items():
+            jobs[f"prefill|{label}"] = self._job(plan, fed, False, [])
+            jobs[f"whole|{label}"] = self._job(plan, fed, True, seconds[label])
+        times, found = interleaved(jobs, self.rounds, device=str(next(self.model.parameters()).device)), {}
+        for label in map(str, plans):
+            found[label] = {
+                what: times[f"{what}|{label}"].over(times[f"{what}|{STOCK}"]) for what in ("prefill", "whole")
+            }
+            found[label]["choosing"] = statistics.median(seconds[label][1:]) / times[f"prefill|{STOCK}"].median()
+        return found
+
+    def _few(self) -> dict[str, Any]:
+        some = self._single()
+        return prepared(self.model, self.task.inputs(self.processor, some[:: max(1, len(some) // PROMPTS)][:PROMPTS]))
 
     def _job(self, plan: Plan | None, fed: dict[str, Any], whole: bool, seconds: list[float]) -> Job:
         features: list[Any] = []  # encoded in the warm-up round
@@ -274,6 +280,10 @@ class Probes:
     @torch.inference_mode()
     def _written(self, fed: dict[str, Any]) -> Any:
         return self.model.generate(**fed, max_new_tokens=ANSWER, min_new_tokens=ANSWER, do_sample=False)
+
+
+def _named(plans: Sequence[Plan]) -> str:
+    return "|".join(map(str, plans))
 
 
 # -- pictures and scores -----------------------------------------------------------------------------------------------
