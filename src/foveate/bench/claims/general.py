@@ -319,8 +319,8 @@ CLAIMS = (
         "Q7", "Average pooling, without training, removes most visual tokens at small cost.",
         ("LLaVolta (arXiv:2406.20092): 70 % of the tokens for 3 % on GQA",),
         f"`llavolta`, which pools between layers as the paper does, at the largest budget that leaves {100 * (1 - MOST):.0f} % or "
-        f"fewer; questions about objects ({', '.join(SIMPLE)}), the nearest to GQA. Supported if less than 3 % of the accuracy is lost, "
-        "not supported if more. `pool`, which does it before the language model, stands beside.",
+        f"fewer; questions about objects ({', '.join(SIMPLE)}), the nearest to GQA. Supported if less than 3 % of the accuracy is "
+        "lost, not supported if more. `pool`, which does it before the language model, stands beside.",
         ("grid",), _q7, "Between layers, this model loses little by any way of dropping tokens (Q28).",
     ),
     Claim(

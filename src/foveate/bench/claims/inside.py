@@ -242,8 +242,8 @@ CLAIMS = (
         "Q40", "Early layers already single out the tokens of a prompt that the answer needs.", ("GemFilter (arXiv:2409.17422)",),
         f"New pictures of labels and tags, drawn with a map of what is where. The needle is all patches of the letters asked "
         f"for. Supported if, in the best layer of the first half (the paper, too, finds one for each model), it is whole among the "
-        f"{FOUND} tokens that the last prompt token attends to most in over {100 * HALF:.0f} % of the pictures, not supported if in "
-        "fewer; corrected for choosing the layer.",
+        f"{FOUND} tokens that the last prompt token attends to most in over {100 * HALF:.0f} % of the pictures, not supported if "
+        "in fewer; corrected for choosing the layer.",
         ("needle",), _q40, f"The paper is about text; these are pictures. {FIVE}",
     ),
     Claim(
