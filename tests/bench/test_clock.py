@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 import tiny
 from foveate import compress
 from foveate.bench import clock, subject
-from foveate.bench.breakeven import Line, break_even, measure_break_even
+from foveate.bench.breakeven import Curve, break_even, measure_break_even, shrunk
 from foveate.bench.clock import entries_of, markdown, measure_time
 from foveate.bench.inside import STEPS
 from foveate.bench.runner import STOCK, Entry, prefill
@@ -250,58 +250,96 @@ def test_settled_methods_are_measured_once():
 # -- break-even --------------------------------------------------------------------------------------------------------
 
 
+def solved(tokens, saved, stock=None):
+    """Break-even of made-up savings, a list of rounds for each number of tokens."""
+    stock = stock or [10.0] * len(tokens)
+    mine = [[time - s for s in each] for time, each in zip(stock, saved, strict=True)]
+    return break_even(tokens, [[time] * len(each) for time, each in zip(stock, saved, strict=True)], mine)
+
+
 def test_break_even_is_where_the_line_meets_zero():
-    tokens, why = break_even([100, 200, 400], [[-1.0] * 3, [0.0] * 3, [2.0] * 3])
+    tokens, why = solved([100, 400], [[-1.0] * 3, [2.0] * 3])
     assert tokens == pytest.approx(200)
-    assert "-1e+03 ms at 100" in why and "200 to 200" in why and "smallest" not in why and "largest" not in why
+    assert why.startswith("line") and "-1e+03 ms at 100" in why and "200 to 200" in why
+    assert "smallest" not in why and "largest" not in why
+
+
+def test_break_even_is_where_the_parabola_stays_above_zero():
+    sizes = [50, 100, 200, 400]
+    tokens, why = solved(sizes, [[(n - 20) * (n - 120) * 1e-4] * 2 for n in sizes])
+    assert tokens == pytest.approx(120) and why.startswith("parabola") and "120 to 120" in why
+    assert solved(sizes, [[n * n * 1e-4 + 0.1] for n in sizes])[0] == 0, "above zero everywhere"
+    assert solved(sizes, [[n * n * 1e-4 + n * 1e-3] for n in sizes])[0] == pytest.approx(0, abs=1e-6)
+
+
+def test_a_curve_that_would_bend_down_is_a_line():
+    tokens, why = solved([100, 200, 300], [[-1.0], [0.5], [1.0]])
+    assert why.startswith("line") and tokens == pytest.approx(500 / 3 + 50 / 3)  # 0.01 n - 11 / 6
 
 
 @pytest.mark.parametrize(
     ("saved", "expected", "says"),
     [
-        ([1.0, 2.0, 4.0], 0, "from 0"),  # through the origin
-        ([3.0, 4.0, 6.0], 0, "from 0"),  # from the first token on
-        ([-1.0, -2.0, -4.0], None, "does not rise"),  # the longer the worse
-        ([-1.0, -1.0, -1.0], None, "does not rise"),
-        ([4.0, 3.0, 1.0], None, "does not rise"),  # pays for short prompts only
-        ([0.5, 1.5, 3.5], 50, "smallest"),
-        ([-9.0, -8.0, -6.0], 1000, "largest"),
+        ([1.0, 2.0], 0, "from 0"),  # through the origin
+        ([3.0, 4.0], 0, "from 0"),  # from the first token on
+        ([-1.0, -2.0], None, "does not rise"),  # the longer the worse
+        ([2.0, 1.0], None, "does not rise"),  # pays for short prompts only
+        ([0.5, 1.5], 50, "smallest"),
+        ([-9.0, -8.0], 1000, "largest"),
     ],
 )
 def test_break_even_of_other_lines(saved, expected, says):
-    tokens, why = break_even([100, 200, 400], [[s] for s in saved])
+    tokens, why = solved([100, 200], [[s] for s in saved])
     assert tokens == (None if expected is None else pytest.approx(expected, abs=1e-9)) and says in why
 
 
 def test_break_even_takes_medians_and_says_how_rounds_differ():
-    saved = [[-1.0, -1.0, -1.0, -1.0, 50.0], [0.0, 0.0, -1.0, 0.0, 0.0]]
-    tokens, why = break_even([100, 200], saved)
-    assert tokens == pytest.approx(200) and "5 rounds" in why
-    assert "200 to never" in why, "two of five rounds alone would say never"
+    tokens, why = solved([100, 200], [[-1.0, -1.0, -1.0, 50.0, 50.0], [1.0] * 5])
+    assert tokens == pytest.approx(150) and "5 rounds" in why
+    assert why.endswith("150 to never"), "two of five rounds alone would say never"
 
 
-def test_least_squares():
-    line = Line.through([1, 2, 4], [1.0, 3.0, 4.0])
-    assert (line.start, line.slope) == (pytest.approx(0.5), pytest.approx(13 / 14))
-    assert Line(1.0, 0.0).root == 0 and Line(-1.0, 0.0).root is None
+def test_times_that_scatter_more_count_less():
+    sizes, saved = [100, 200, 300, 400], [[-1.0], [1.0], [1.0], [5.0]]
+    trusted = [solved(sizes, saved, stock)[0] for stock in ([1.0, 1.0, 1e6, 1e6], [1e6, 1e6, 1.0, 1.0])]
+    assert trusted[0] == pytest.approx(150, rel=0.01) and trusted[0] != pytest.approx(trusted[1], rel=0.1)
 
 
-def test_one_size_is_no_line():
-    assert break_even([576], [[1.0]])[0] is None and break_even([], [])[0] is None
+def test_curves_without_slope():
+    assert Curve(1.0, 0.0, 0.0).root == 0 and Curve(-1.0, 0.0, 0.0).root is None
 
 
-@pytest.mark.parametrize(("family", "sizes"), [("llava", [36, 72, 144]), ("qwen2_5_vl", [28, 35, 70, 140])])
+def test_one_size_is_no_curve():
+    assert solved([576], [[1.0]])[0] is None and solved([], [])[0] is None
+
+
+@pytest.mark.parametrize(("family", "sizes"), [("llava", [4, 9, 36, 72, 144]), ("qwen2_5_vl", [28, 35, 70, 140])])
 def test_break_even_is_measured_on_prompts_of_every_size(family, sizes, monkeypatch):
     model, seen = ready(family), []
     before = hooks(model)
-    monkeypatch.setattr(
-        "foveate.bench.breakeven.break_even", lambda n, s: seen.append((n, [len(x) for x in s])) or (1.0, "")
-    )
-    entries = entries_of(["stride", "norm"], [0.5])
+
+    def noted(tokens, *times):
+        seen.append((tokens, [[len(rounds) for rounds in each] for each in times]))
+        return 1.0, ""
+
+    monkeypatch.setattr("foveate.bench.breakeven.break_even", noted)
+    entries = entries_of(["stride", "resize"], [0.5])
     setting = Setting(model, None, prompts_for(family, model), entries, 2, lambda *a: None)
     found = measure_break_even(setting)
-    assert seen == [(sizes, [2] * len(sizes))] * 2
+    assert seen == [(sizes, [[2] * len(sizes)] * 2)] * 2
     assert [one["label"] for one in found] == [e.label for e in entries] and hooks(model) == before
+
+
+def test_a_smaller_picture_goes_through_the_tower():
+    model = tiny.build("llava")
+    fed = prompts_for("llava", model)(1, 1, 1.0)
+    small = shrunk(model, fed, 0.5)
+    assert small.visual(model) == 9 and small.fed["input_ids"].shape == small.fed["attention_mask"].shape == (1, 15)
+    with caught(model.model.vision_tower) as calls, compress(model, "stride", keep=4) as run:
+        out = small.first_token(model)
+    assert len(calls) == 1 and calls[0]["interpolate_pos_encoding"]
+    assert (run.report.tokens_in, run.report.tokens_out) == (9, 4) and out.past_key_values.get_seq_length() == 15
+    assert shrunk(tiny.build("gemma3"), tiny.inputs("gemma3", tiny.build("gemma3"), [[("image", "a"), 5]]), 0.5) is None
 
 
 # -- the page and the command ------------------------------------------------------------------------------------------
@@ -357,7 +395,10 @@ def test_command_takes_a_loaded_model_and_gives_plain_data(tmp_path, monkeypatch
     assert found == json.loads((tmp_path / "time.json").read_text())
     assert found["model"]["name"] == "testbed" and found["model"]["weights"] == "trained"
     assert [one["label"] for one in found["break_even"]] == ["norm:keep=64/image"]
-    assert all(f" at {n * 576}" in found["break_even"][0]["why"] for n in (1, 2, 4))
+    assert (
+        all(f" at {n * 576}" in found["break_even"][0]["why"] for n in (1, 2, 4))
+        and " at 36" in found["break_even"][0]["why"]
+    )
 
 
 @pytest.mark.parametrize(

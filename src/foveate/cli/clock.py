@@ -57,6 +57,8 @@ def clock(
     if write is not None:
         replaced(write.read_text(), "", START, END)  # fails now rather than after the measurement
     processor: Any = None
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UnsupportedError(f"--device {device}: torch finds no GPU", hint="--device cpu")
     before = torch.get_num_threads()
     try:
         if threads is not None:
