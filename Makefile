@@ -8,7 +8,7 @@ PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet -c c
 # One thread per worker: the tests' models are tiny, and workers that share cores would wait for each other.
 TEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
-.PHONY: help demo test wide vllm lint format types generate pictures docs clean
+.PHONY: help demo test wide vllm lint format types generate pictures docs lmms clean
 
 help: ## what there is
 	@grep -E '^[a-z]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -63,6 +63,22 @@ pictures: $(VENV)/.for-work ## draw what every method keeps, for its page (needs
 docs: $(VENV)/.for-work ## the site, in docs/_build/html; a warning is an error
 	$(BIN)/python tools/gen_docs.py --check
 	$(BIN)/python -m sphinx -W --keep-going --quiet -b html docs docs/_build/html
+
+# lmms-eval pins much of its own, and brings a torchvision that need not fit the torch: the testbed needs none.
+LMMS ?= .venv-lmms
+PLAN ?= divprune:keep=64
+LIMIT ?= 10
+$(LMMS)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(LMMS)
+	PIP_DISABLE_PIP_VERSION_CHECK=1 $(LMMS)/bin/python -m pip install --quiet -c constraints.txt torch -e ".[eval]"
+	$(LMMS)/bin/python -m pip uninstall --quiet --yes torchvision
+	@touch $@
+
+lmms: $(LMMS)/.ready ## the testbed's questions under lmms-eval, compressed, in an environment of its own
+	$(LMMS)/bin/foveate testbed export --out build/lmms-task --limit $(LIMIT)
+	HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 $(LMMS)/bin/python -m lmms_eval eval --model foveate --device cpu \
+		--model_args "pretrained=testbed,plan=$(PLAN)" --include_path build/lmms-task --tasks foveate_testbed \
+		--batch_size 16 --output_path build/lmms-results --log_samples
 
 clean: ## what was built, except the environment
 	rm -rf docs/_build demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

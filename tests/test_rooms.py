@@ -46,7 +46,8 @@ MAY_IMPORT |= {
     "train": PUBLIC | {"modules", "testbed"},
     "bench": PUBLIC | {"lens", "testbed", "stages"},  # its FLOPs counter reads sizes by the taps of the stages
     "serving": PUBLIC,
-    "cli": PUBLIC | {"lens", "testbed", "bench", "train", "serving"},
+    "harness": PUBLIC | {"bench", "testbed"},
+    "cli": PUBLIC | {"lens", "testbed", "bench", "train", "serving", "harness"},
 }
 LINES = 400
 LONGER = {  # file: why it is not split

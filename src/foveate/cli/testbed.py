@@ -1,4 +1,4 @@
-"""`foveate testbed`: make pictures and questions, train the shipped model again, measure it."""
+"""`foveate testbed`: make pictures and questions, train the shipped model again, measure it, hand it to a harness."""
 
 from __future__ import annotations
 
@@ -85,3 +85,17 @@ def evaluate(
         span = f"{r['low']:.3f} - {r['high']:.3f}"
         table.add_row(r["slice"], str(r["n"]), f"{r['accuracy']:.3f}", span, f"{r['chance']:.2f}")
     Console().print(table)
+
+
+@app.command()
+def export(
+    out: Annotated[Path, typer.Option(help="folder to write to; it should stay where it is")] = Path("testbed-task"),
+    slice: Annotated[Optional[list[str]], typer.Option(help="only this slice (repeatable)")] = None,  # noqa: UP045
+    limit: Annotated[Optional[int], typer.Option(min=1, help="questions per slice; default: all")] = None,  # noqa: UP045
+) -> None:
+    """Write the fixed set as a task of lmms-eval that needs no network: parquet, YAML and its functions."""
+    from ..harness import task
+
+    count = task.export(out, slice, limit)
+    typer.echo(f"{out}: task {task.NAME}, {count} questions")
+    typer.echo(f"python -m lmms_eval eval --model foveate --include_path {out} --tasks {task.NAME} ...", err=True)
