@@ -433,7 +433,7 @@ def test_everything_measured_on_a_tiny_model(model, task, tmp_path):
     refused = [row["id"] for row in result["rows"] if row["why"].startswith("Not judged")]
     assert set(refused) <= {"Q36"}, "layers may all cost the same"
     page = findings.markdown(result)
-    assert all(f"### {claim.id}" in page and claim.check in page for claim in claims)
+    assert all(f"## {claim.id}" in page and claim.check in page for claim in claims)
 
 
 def test_a_correction_can_only_make_verdicts_undecided():

@@ -214,7 +214,7 @@ def markdown(found: Mapping[str, Any]) -> str:
         lines.append(f"| [{row['id']}](#{mark}) | {row['claim']} | {row['verdict']} | {row['corrected']} |")
     for row in rows:
         lines += [
-            "", f"### {row['id']}", "", f"{row['claim']} ({'; '.join(row['sources'])})", "",
+            "", f"## {row['id']}", "", f"{row['claim']} ({'; '.join(row['sources'])})", "",
             f"- **Check.** {row['check']}", f"- **Found: {row['verdict']}.** {row['why']}",
         ]  # fmt: skip
         if row["reach"]:
