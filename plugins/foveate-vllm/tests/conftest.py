@@ -125,3 +125,18 @@ def testbed_folder(tmp_path_factory):
     from foveate_vllm.checkpoint import convert
 
     return convert(testbed.model_path(), tmp_path_factory.mktemp("vllm") / "testbed")
+
+
+@pytest.fixture
+def stock_llava(monkeypatch):
+    """vLLM's own class in its registry, as without the plug-in; what vLLM remembers of classes is set aside."""
+    from vllm import ModelRegistry
+    from vllm.model_executor.model_loader import utils
+    from vllm.plugins import load_general_plugins
+
+    load_general_plugins()  # once per process: later it would undo what is done here
+    name = "LlavaForConditionalGeneration"
+    monkeypatch.setattr(utils, "_MODEL_ARCH_BY_HASH", {})
+    monkeypatch.setitem(ModelRegistry.models, name, ModelRegistry.models[name])
+    ModelRegistry.register_model(name, f"vllm.model_executor.models.llava:{name}")
+    return name

@@ -1,7 +1,7 @@
 """LLaVA: the same tokens stay as in transformers, the answers are the same, and prompts are as short as they should be."""
 
 import pytest
-from vllm import ModelRegistry
+from vllm.model_executor.model_loader.utils import get_model_cls
 from vllm.model_executor.models.llava import LlavaMultiModalProcessor, LlavaProcessingInfo
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.encoder_budget import get_mm_max_toks_per_item
@@ -100,7 +100,7 @@ def test_without_the_key_it_is_the_stock_class(testbed_folder, model, asked):
     with running(testbed_folder) as (llm, kept):
         (mine,) = greedy(llm, [prompt])
         config = llm.config
-        assert ModelRegistry.resolve_model_cls(config.architectures, config)[0].__module__ == "foveate_vllm.llava"
+        assert get_model_cls(config).__module__ == "foveate_vllm.llava"
         assert type(MULTIMODAL_REGISTRY.get_processing_info(config)) is LlavaProcessingInfo
         assert type(MULTIMODAL_REGISTRY.create_processor(config)) is LlavaMultiModalProcessor
     length, new, total, _ = in_transformers(model, inputs, None, None)

@@ -77,22 +77,19 @@ def test_other_architectures_refuse_the_key(tmp_path):
         configured(tmp_path, "divprune:keep=0.25", skip_tokenizer_init=True)
 
 
-def test_an_untested_release_refuses_the_key_and_replaces_nothing(bare, monkeypatch):
+def test_an_untested_release_refuses_the_key_and_replaces_nothing(bare, monkeypatch, stock_llava):
     import vllm
     from vllm import ModelRegistry
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 
     import foveate_vllm
 
-    name = "LlavaForConditionalGeneration"
-    monkeypatch.setitem(ModelRegistry.models, name, ModelRegistry.models[name])
-    ModelRegistry.register_model(name, f"vllm.model_executor.models.llava:{name}")
     for architecture in list(MODELS_CONFIG_MAP):
         base = MODELS_CONFIG_MAP[architecture]
         monkeypatch.setitem(MODELS_CONFIG_MAP, architecture, base.__base__ if hasattr(base, "foveate") else base)
     monkeypatch.setattr(vllm, "__version__", "0.99.0")
     foveate_vllm.register()
-    assert ModelRegistry.models[name].module_name == "vllm.model_executor.models.llava"
+    assert ModelRegistry.models[stock_llava].module_name == "vllm.model_executor.models.llava"
     configured(bare)
     with pytest.raises(ValueError, match=r"tested with vLLM 0.32, this is 0.99.0"):
         configured(bare, "divprune:keep=0.25")
