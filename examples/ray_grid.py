@@ -1,6 +1,6 @@
 """A grid of plans over many machines with Ray Data: every actor holds the model once and answers under all plans.
 
-    pip install "foveate[eval,ray]"
+    pip install torch datasets -e ".[ray]"
     foveate testbed export --out testbed-task --limit 10
     python examples/ray_grid.py --plan divprune:keep=64 --plan "tome:keep=0.5 > divprune:keep=64" --actors 2
 
