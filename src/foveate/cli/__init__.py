@@ -17,6 +17,7 @@ from .new import new
 from .report import report
 from .run import run
 from .search import search
+from .serve import serve
 from .testbed import app as testbed
 from .tools import complain
 
@@ -52,7 +53,7 @@ def about(
     """Compress the visual tokens of vision-language models, on unmodified transformers."""
 
 
-for command in (demo, methods, method, families, run, flops, search, advise, report, new):
+for command in (demo, methods, method, families, run, flops, search, advise, report, serve, new):
     app.command()(command)
 app.add_typer(bench, name="bench")
 app.add_typer(testbed, name="testbed")

@@ -202,9 +202,9 @@ def watch(family: Family, plan: Plan, undo: list[Callable[[], None]], clock: Any
         row = family.cls_row()
         for name, layer in layers.items() if resize is None else ():
             values = family.per_unit(seen[name].whole(name.split()[0], row), layouts, arguments)
-            origin = _domain(family, layer) if name.split()[0] in SUMMED else ""
+            origin = domain(family, layer) if name.split()[0] in SUMMED else ""
             encoded.extras[name] = [
-                Extra(_to_tokens(name, value, one), layer, origin) for value, one in zip(values, layouts, strict=True)
+                Extra(to_tokens(name, value, one), layer, origin) for value, one in zip(values, layouts, strict=True)
             ]
         # Where tower tokens were mixed after the connector there is no single row before it for each token.
         if want_before and resize is None and all(one.source.shape[1] == 1 for one in layouts):
@@ -273,13 +273,13 @@ def _reader(family: Family, shelf: Any, needs: set[str], shares: list[str]) -> t
     return look
 
 
-def _domain(family: Family, layer: int) -> str:
+def domain(family: Family, layer: int) -> str:
     """Over which keys the softmax of a layer ran."""
     over = "tokens of its window" if family.in_windows(layer) else "tower's tokens"
     return f"mean over the {over}" if family.cls_row() is None else f"CLS row over the {over}"
 
 
-def _to_tokens(name: str, value: Tensor, layout: Layout) -> Tensor:
+def to_tokens(name: str, value: Tensor, layout: Layout) -> Tensor:
     """From tower tokens (p, ...) to the unit's tokens: attention adds up over the patches a token joins, keys average."""
     source = layout.source.to(value.device)
     there = (source >= 0)[..., None].to(value.dtype)
