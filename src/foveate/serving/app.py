@@ -53,8 +53,8 @@ def application(chat: Chat, api_key: str | None = None) -> FastAPI:
 
     def admit(request: Request) -> None:
         if api_key is not None:
-            given = request.headers.get("authorization", "").removeprefix("Bearer ")
-            if not hmac.compare_digest(given.encode(), api_key.encode()):
+            given = request.headers.get("authorization", "")
+            if not hmac.compare_digest(given.encode(), f"Bearer {api_key}".encode()):
                 raise RequestError("this server needs its key", status=401, hint="Authorization: Bearer KEY")
 
     @app.post("/v1/chat/completions")

@@ -242,6 +242,7 @@ class Chat(ChatCompletionHandler):
                         yield f"data: {json.dumps({'error': {'message': str(turn.error), 'type': 'server_error'}})}\n\n"
                         return
                     yield event
+                await asyncio.to_thread(turn.over.wait)
                 yield "data: [DONE]\n\n"
             finally:
                 turn.gone.set()  # harmless after the last token; stops the model if the client went earlier

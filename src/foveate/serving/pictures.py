@@ -111,7 +111,7 @@ def _fetched(url: str, param: str, limits: Limits) -> bytes:
     except (urllib.error.URLError, OSError, ValueError) as error:
         if isinstance(error, RequestError):
             raise
-        reason = getattr(error, "reason", None) or error
+        reason = error if isinstance(error, urllib.error.HTTPError) else getattr(error, "reason", error)
         raise RequestError(f"the picture could not be fetched from {host}: {reason}", param=param) from None
     return bytes(found)
 
@@ -140,6 +140,15 @@ def _too_big(param: str, limits: Limits) -> RequestError:
     )
 
 
+def _too_large(what: str, param: str, limits: Limits) -> RequestError:
+    return RequestError(
+        f"{what}; a request may hold {limits.pixels:,} pixels in all",
+        status=413,
+        param=param,
+        hint="smaller pictures: most models scale them down anyway",
+    )
+
+
 def _picture(data: bytes, param: str, pixels: int, limits: Limits) -> Image.Image:
     if len(data) > limits.image_bytes:
         raise _too_big(param, limits)
@@ -149,15 +158,12 @@ def _picture(data: bytes, param: str, pixels: int, limits: Limits) -> Image.Imag
             picture = Image.open(io.BytesIO(data), formats=FORMATS)
             size = picture.width * picture.height
             if size > pixels:
-                raise RequestError(
-                    f"a picture is {picture.width} x {picture.height} px; a request may hold {limits.pixels:,} pixels in all",
-                    status=413,
-                    param=param,
-                    hint="smaller pictures: most models scale them down anyway",
-                )
+                raise _too_large(f"a picture is {picture.width} x {picture.height} px", param, limits)
             return (ImageOps.exif_transpose(picture) or picture).convert("RGB")
     except RequestError:
         raise
+    except Image.DecompressionBombError:
+        raise _too_large("a picture has more pixels than Pillow would unpack", param, limits) from None
     except Exception as error:
         # Pillow's decoders raise what they like on broken files (OSError, SyntaxError, struct.error, ValueError, ...).
         fault = "not a picture" if isinstance(error, Image.UnidentifiedImageError) else f"broken: {_line(error)}"

@@ -27,6 +27,7 @@ class Turn:
 
     Attributes:
         gone: set when the client has hung up.
+        over: set when the model is free again, and as it was.
         report: what compression did to the prompt; None before its first token, and without pictures.
         error: what went wrong in the call.
         written: tokens of the answer so far.
@@ -35,7 +36,7 @@ class Turn:
     def __init__(self, model: Any, processor: Any, plan: Plan, seed: int | None, metrics: Metrics) -> None:
         self._model, self._processor, self.plan, self._seed, self._metrics = model, processor, plan, seed, metrics
         self._arrived = time.perf_counter()
-        self.gone = threading.Event()
+        self.gone, self.over = threading.Event(), threading.Event()
         self.report: Report | None = None
         self.error: Exception | None = None
         self.written = 0
@@ -61,6 +62,8 @@ class Turn:
         except Exception as error:
             self.error = error
             raise
+        finally:
+            self.over.set()
 
     def stepped(self, run: Run) -> None:
         """A token was generated."""
