@@ -32,6 +32,8 @@ def load(
     from transformers.cli.serving.model_manager import ModelManager
 
     logging.disable_progress_bar()
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()  # its notes about what it loads are warnings
     try:
         manager = ModelManager(device, dtype, False, attention, quantization=quantization, force_model=name)
         model, processor = manager.load_model_and_processor(manager.process_model_name(name))
@@ -43,6 +45,8 @@ def load(
             f"{name} cannot be loaded: {type(error).__name__}: {line}",
             hint="a folder written by save_pretrained with its processor, or an id of a model hub that can be reached",
         ) from error
+    finally:
+        logging.set_verbosity(before)
     if not getattr(processor, "chat_template", None):
         raise UnsupportedError(
             f"the processor of {name} has no chat template, so a conversation cannot be written as a prompt",
