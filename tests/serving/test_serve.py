@@ -17,6 +17,7 @@ import foveate
 from foveate.serving.chat import Chat
 from foveate.serving.limits import Limits
 from foveate.serving.menu import Menu
+from foveate.serving.turn import Turn
 
 
 def alone(loaded, sample, plan, tokens=12):
@@ -217,6 +218,55 @@ def test_who_hangs_up_while_waiting_costs_nothing(held, samples, stream):
     assert turn.written == 0
     assert counted(address, "foveate_generated_tokens_total") == 0
     assert post(address, ask("x"))[0] == 200
+
+
+def test_who_hangs_up_in_the_middle_stops_the_model(loaded, samples, monkeypatch):
+    chat = Chat("testbed", *loaded, Menu(["divprune:keep=0.25"]), Limits(new_tokens=64))
+    turns, stepped = [], Turn.stepped
+
+    def slow(turn, run):
+        stepped(turn, run)
+        turns.append(turn)
+        if turn.written == 3:
+            assert turn.gone.wait(60)
+
+    monkeypatch.setattr(Turn, "stepped", slow)
+    with served(chat) as address:
+        wire = http.client.HTTPConnection(address.removeprefix("http://"), timeout=60)
+        body = about(samples[0], stream=True, temperature=2.0, logit_bias=no_end(loaded)) | {"max_tokens": 64}
+        wire.request("POST", "/v1/chat/completions", json.dumps(body))
+        answer = wire.getresponse()
+        assert answer.read(6) == b"data: "
+        answer.close()
+        wire.close()
+        until(lambda: get(address, "/health")[1]["in_flight"] == 0)
+        assert turns[-1].over.wait(60)
+        assert turns[-1].written <= 4
+        monkeypatch.setattr(Turn, "stepped", stepped)
+        assert post(address, ask("x"))[0] == 200
+
+
+def no_end(loaded):
+    """A bias by which an answer never ends by itself."""
+    return {str(loaded[1].tokenizer.eos_token_id): -100.0}
+
+
+def test_an_answer_without_a_number_of_tokens_fills_the_context_at_most(loaded, samples):
+    chat = Chat("testbed", *loaded, Menu(["divprune:keep=0.25"]), Limits(new_tokens=64, context=600))
+    body = about(samples[0], logit_bias=no_end(loaded))
+    del body["max_tokens"]
+    with served(chat) as address:
+        status, answer = post(address, body)
+        assert status == 200
+        assert answer["usage"]["foveate"]["visual_tokens_before"] == 576
+        prompt = answer["usage"]["prompt_tokens"] + 576 - 144
+        assert answer["usage"]["completion_tokens"] == 600 - prompt
+        status, answer = post(address, body | {"max_tokens": 64})
+        assert status == 400
+        assert f"{prompt} tokens before compression and 64 are asked for" in answer["error"]["message"]
+        status, answer = post(address, ask("x", *[data_url(sample.images[0]) for sample in samples]))
+        assert status == 400
+        assert "tokens before compression" in answer["error"]["message"]
 
 
 def test_the_model_is_left_as_it_was(address, loaded, samples):

@@ -77,7 +77,7 @@ class Chat(ChatCompletionHandler):
         async with self._room:
             inputs = await asyncio.to_thread(self._inputs, asked)
         config = self._config(asked)
-        self._fits(inputs["input_ids"].shape[-1], config)
+        self._fit(inputs["input_ids"].shape[-1], config, asked)
         call = {
             "request_id": request_id,
             "model": turn,
@@ -206,12 +206,15 @@ class Chat(ChatCompletionHandler):
             config.pad_token_id = _first(config.eos_token_id)
         return config
 
-    def _fits(self, tokens: int, config: Any) -> None:
-        """Kept tokens keep their positions, so the whole prompt counts, not what is left of it."""
-        if self.context and tokens + config.max_new_tokens > self.context:
-            raise self._too_long(
-                f"the prompt has {tokens:,} tokens before compression, and {config.max_new_tokens:,} are asked for"
-            )
+    def _fit(self, tokens: int, config: Any, asked: ChatRequest) -> None:
+        """Hold prompt and answer to the context. Kept tokens keep their positions, so the whole prompt counts."""
+        if not self.context:
+            return
+        wanted = asked.max_completion_tokens or asked.max_tokens
+        if tokens + (wanted or 1) > self.context:
+            more = f" and {wanted:,} are asked for" if wanted else ""
+            raise self._too_long(f"the prompt has {tokens:,} tokens before compression{more}")
+        config.max_new_tokens = min(config.max_new_tokens, self.context - tokens)
 
     def _too_long(self, what: str) -> RequestError:
         return RequestError(
@@ -230,6 +233,7 @@ class Chat(ChatCompletionHandler):
         except StopAsyncIteration:
             first = []
         if turn.error is not None:
+            await events.aclose()
             raise turn.error
 
         async def sent() -> AsyncGenerator[Any]:
