@@ -18,7 +18,9 @@ SETTINGS = {
 os.environ |= SETTINGS  # before vLLM is imported
 
 HAS_VLLM = find_spec("vllm") is not None
-collect_ignore = [] if HAS_VLLM else ["test_llava.py", "test_qwen.py", "test_start.py", "test_embeddings.py"]
+collect_ignore = (
+    [] if HAS_VLLM else ["test_llava.py", "test_onevision.py", "test_qwen.py", "test_start.py", "test_embeddings.py"]
+)
 
 
 class Engine:
@@ -96,11 +98,17 @@ def greedy(llm, prompts, count=6, together=False):
     ]
 
 
-def in_transformers(model, inputs, plan, positions, count=6, **more):
-    """(length of the prompt, new tokens, their summed log-probability, kept tokens of each picture) of one prompt."""
+def in_transformers(model, inputs, plan, positions, count=6, newlines=False, **more):
+    """(length of the prompt, new tokens, their summed log-probability, kept tokens of each picture) of one prompt.
+
+    newlines: whether every newline stays, as in vLLM.
+    """
     import foveate
+    from foveate_vllm.newlines import keep
 
     context = contextlib.nullcontext() if plan is None else foveate.compress(model, plan, positions=positions, **more)
+    if newlines and plan is not None:
+        context = keep(context)
     with context as run, torch.inference_mode():
         out = model.generate(
             **inputs,

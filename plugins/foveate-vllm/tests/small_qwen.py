@@ -11,11 +11,24 @@ SIZES = {"landscape": (252, 168), "portrait": (168, 252), "square": (140, 140)} 
 BEGINS = 25  # so that the first block of a cache, 32 tokens, ends inside a picture
 
 
+def tokenizer_of(special):
+    """Words in blanks, after special tokens; returns the tokenizer and ids by word."""
+    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    ids = {word: i for i, word in enumerate([*special, *WORDS])}
+    core = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+    return tokenizer, ids
+
+
 def build(folder):
     """Write the model and its processor; returns both."""
-    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
     from transformers import (
-        PreTrainedTokenizerFast,
         Qwen2_5_VLConfig,
         Qwen2_5_VLForConditionalGeneration,
         Qwen2_5_VLProcessor,
@@ -23,13 +36,7 @@ def build(folder):
         Qwen2VLVideoProcessor,
     )
 
-    ids = {word: i for i, word in enumerate([*SPECIAL, *WORDS])}
-    core = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
+    tokenizer, ids = tokenizer_of(SPECIAL)
     text = {
         "vocab_size": 320,
         "hidden_size": 128,
@@ -84,7 +91,12 @@ def build(folder):
 
 def picture(kind, seed):
     """A picture of noise in blocks, so that neighbouring tokens differ."""
-    width, height = SIZES[kind]
+    return noise(SIZES[kind], seed)
+
+
+def noise(size, seed):
+    """A picture of that width and height, in blocks of 7 by 7 pixels."""
+    width, height = size
     gen = torch.Generator().manual_seed(seed)
     small = torch.randint(0, 256, (height // 7, width // 7, 3), generator=gen, dtype=torch.uint8)
     return Image.fromarray(small.numpy()).resize((width, height), Image.Resampling.NEAREST)

@@ -31,7 +31,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("plan", "says"), REFUSED)
-@pytest.mark.parametrize("model_type", ["llava", "qwen2_5_vl"])
+@pytest.mark.parametrize("model_type", ["llava", "llava_onevision", "qwen2_5_vl"])
 def test_what_cannot_be_right_is_refused(plan, says, model_type):
     with pytest.raises(UnsupportedError, match=says) as caught:
         check(plan_of(Config(plan, model_type=model_type)), model_type)
@@ -45,6 +45,8 @@ def test_what_cannot_be_right_is_refused(plan, says, model_type):
         ("llava", "contiguous", True),
         ("llava", "original", False),
         ("llava", "preserved", False),
+        ("llava_onevision", None, True),
+        ("llava_onevision", "original", False),
         ("qwen2_5_vl", None, True),
         ("qwen2_5_vl", "original", True),
         ("qwen2_5_vl", "contiguous", True),
@@ -65,6 +67,12 @@ def test_every_method_runs_or_says_why_not():
     runs = {name for name, reason in found.items() if not reason}
     assert {"divprune", "visionzip", "fastervlm", "hiprune", "random", "norm"} <= runs
     assert not {"fastv", "cdpruner", "resize", "snapkv", "pool"} & runs
+
+
+def test_a_model_that_is_not_served_is_refused():
+    with pytest.raises(UnsupportedError, match="'llava_next' is not among") as caught:
+        check(plan_of(Config("divprune:keep=0.5", model_type="llava_next")), "llava_next")
+    assert "llava, llava_onevision, qwen2_5_vl" in caught.value.hint
 
 
 def test_a_plan_may_be_text_json_or_a_mapping():

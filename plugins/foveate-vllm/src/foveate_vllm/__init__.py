@@ -15,6 +15,7 @@ TESTED = "0.32"  # release series of vLLM
 UNTESTED = "FOVEATE_VLLM_UNTESTED"  # environment variable: 1 to try another one
 MODELS = {  # architectures in a checkpoint's config.json -> the classes that stand in for vLLM's own
     "LlavaForConditionalGeneration": "foveate_vllm.llava:LlavaForConditionalGeneration",
+    "LlavaOnevisionForConditionalGeneration": "foveate_vllm.llava_onevision:LlavaOnevisionForConditionalGeneration",
     "Qwen2_5_VLForConditionalGeneration": "foveate_vllm.qwen2_5_vl:Qwen2_5_VLForConditionalGeneration",
 }
 

@@ -1,9 +1,10 @@
-"""``python -m foveate_vllm``: which methods vLLM can run, and why not the others."""
+"""``python -m foveate_vllm``: which models are served, which methods vLLM can run, and why not the others."""
 
 from __future__ import annotations
 
 from foveate import FoveateError, Plan, registry
 
+from . import MODELS
 from .plans import check
 
 
@@ -20,5 +21,6 @@ def verdicts(model_type: str = "llava") -> dict[str, str]:
 
 
 if __name__ == "__main__":
+    print(f"models: {', '.join(MODELS)}")
     for name, reason in verdicts().items():
         print(f"{name:<20} {'refused: ' + reason if reason else 'runs'}")

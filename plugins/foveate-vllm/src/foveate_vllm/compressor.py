@@ -110,11 +110,13 @@ class Compressor:
             self._seen, self._arguments = None, {}
         family, layouts = self.family, self.family.layouts(arguments, None)
         extras = self._extras(seen, layouts, arguments)
-        rows: list[Any] = [None] * len(layouts)
-        if before and all(one.source.shape[1] == 1 for one in layouts):
-            parts = family.per_unit(before, layouts, arguments)
+        rows: list[Tensor | None] = [None] * len(layouts)
+        if before:
+            # Where tokens were mixed after the connector there is no single row before it for each of them. This is asked
+            # of each picture alone: which of them are encoded together is vLLM's affair.
             rows = [
-                part[one.source[:, 0].to(part.device).clamp(min=0)] for part, one in zip(parts, layouts, strict=True)
+                part[one.source[content_of(one), 0].to(part.device)] if one.source.shape[1] == 1 else None
+                for part, one in zip(family.per_unit(before, layouts, arguments), layouts, strict=True)
             ]
         pictures = []
         for i, (x, layout) in enumerate(zip(features, layouts, strict=True)):
@@ -132,9 +134,9 @@ class Compressor:
         for name, layer in self.layers.items():
             kind = name.split()[0]
             values = family.per_unit(seen[name].whole(kind, family.cls_row()), layouts, arguments)
-            origin = encoder._domain(family, layer) if kind in SUMMED else ""
+            origin = encoder.domain(family, layer) if kind in SUMMED else ""
             found[name] = [
-                Extra(encoder._to_tokens(name, value, one), layer, origin)
+                Extra(encoder.to_tokens(name, value, one), layer, origin)
                 for value, one in zip(values, layouts, strict=True)
             ]
         return found

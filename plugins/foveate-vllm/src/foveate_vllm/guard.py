@@ -81,6 +81,8 @@ def check_model(model_config: Any) -> None:
     elif config.model_type == "llava" and config.vision_feature_select_strategy == "full":
         if config.vision_config.model_type == "clip_vision_model":
             fault, hint = "a CLS token is passed on among the visual tokens", "foveate.compress with transformers"
+    elif config.model_type == "llava_onevision":
+        fault, hint = _onevision(config)
     elif config.model_type == "qwen2_5_vl" and multimodal is not None:
         if multimodal.video_pruning_rate not in (None, 0.0, SWITCH):
             fault = "video_pruning_rate: two ways of leaving out visual tokens at once"
@@ -91,6 +93,21 @@ def check_model(model_config: Any) -> None:
     if config.model_type == "llava":
         side = config.vision_config.image_size // config.vision_config.patch_size
         left(plan, side**2)  # a strict budget may ask for more
+
+
+def _onevision(config: Any) -> tuple[str, str]:
+    """Why a LLaVA-OneVision cannot be compressed, and what to do instead."""
+    tower, hint = config.vision_config.model_type, "foveate.compress with transformers"
+    if tower != "siglip_vision_model":
+        return f"a LLaVA-OneVision with a tower of type {tower!r}, whose rows were never compared", hint
+    if config.vision_feature_select_strategy != "full" or not isinstance(config.vision_feature_layer, int):
+        return "a LLaVA-OneVision that leaves out a token of its tower, or joins several blocks", hint
+    if config.vision_aspect_ratio != "anyres_max_9":
+        return (
+            f"vision_aspect_ratio={config.vision_aspect_ratio!r}: vLLM cuts pictures by 'anyres_max_9' whatever it says",
+            hint,
+        )
+    return "", ""
 
 
 def check_engine(vllm_config: Any) -> None:

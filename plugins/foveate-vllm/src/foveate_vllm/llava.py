@@ -17,24 +17,18 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from foveate.families.llava import Llava
 
+from .adapter import ShortTower
 from .caching import Keyed
 from .compressor import Compressor, groups
 from .plans import left, plan_of
 
 
-class Adapter(Llava):
-    """Foveate's adapter around vLLM's model, which builds the tower only up to the block whose output is used."""
+class Adapter(ShortTower, Llava):
+    """Foveate's adapter around vLLM's model."""
 
     def __init__(self, model: Any) -> None:
-        self.model, self.core, self.config = model, model, model.config
+        super().__init__(model)
         self.passes_cls = False
-
-    def last_block(self) -> int:
-        count, layer = int(self.config.vision_config.num_hidden_layers), self.config.vision_feature_layer
-        return max(count + i if i < 0 else i - 1 for i in ([layer] if isinstance(layer, int) else layer))
-
-    def attention(self, layer: int) -> Any:
-        return super().attention(layer).attn
 
 
 class Info(LlavaProcessingInfo):

@@ -23,7 +23,7 @@ NEEDS = frozenset([*READ, "early"])  # what is read in vLLM's towers
 EMBED = "compress with transformers and send embeddings: foveate.serving.embed.embed_images"
 
 # How kept tokens may be numbered, the default first. Positions of one axis are consecutive in vLLM.
-NUMBERED = {"llava": ("contiguous",), "qwen2_5_vl": ("original", "contiguous")}
+NUMBERED = {"llava": ("contiguous",), "llava_onevision": ("contiguous",), "qwen2_5_vl": ("original", "contiguous")}
 
 _STAGES = {
     "input": "vLLM makes the pictures ready before the model sees them",
