@@ -284,6 +284,26 @@ def test_grid_over_the_limit_is_interpolated(most: int, size: tuple[int, int], t
     fed_by(family, arguments)
 
 
+def test_a_picture_that_is_interpolated_changes_nothing_for_its_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is, there is no row before the connector for each of its tokens; the other picture has them all the same."""
+    model = model_of("llava_onevision")
+    monkeypatch.setattr(model.config, "vision_aspect_ratio", "anyres_max_1")
+    sizes = [(40, 40), (10, 40)]  # the first is scaled down to 36 tokens, the other has its 34
+    pixels = torch.randn(2, 5, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+    prompts = [[1, *[tiny.IMAGE] * n, tiny.TEXT] for n in (36, 34)]
+    ids = torch.tensor([prompts[0], [tiny.PAD] * 2 + prompts[1]])
+    with torch.no_grad(), foveate.compress(model, "visionzip:keep=20,contextual=0.5"):
+        together = model(
+            input_ids=ids,
+            attention_mask=(ids != tiny.PAD).long(),
+            pixel_values=pixels,
+            image_sizes=torch.tensor(sizes),
+            batch_num_images=torch.tensor([1, 1]),
+        )
+        alone = model(input_ids=ids[1:, 2:], pixel_values=pixels[1:, :3], image_sizes=torch.tensor(sizes[1:]))
+    torch.testing.assert_close(together.logits[1, -1], alone.logits[0, -1], rtol=1e-4, atol=1e-4)
+
+
 def relative(vision: dict, **top):
     """A LLaVA with another tower."""
     config = transformers.LlavaConfig(

@@ -68,8 +68,8 @@ def find_pictures(
         units.append(list(range(first, unit)))
     # Features may come once for each row of a prompt, or once; not every model repeats them in the order of its rows.
     # Where they are the very tensors that left the encoder, one set of those is all that is needed.
-    known = {piece.data_ptr() for piece in encoded.rows}
-    if all(piece.data_ptr() in known for piece in rows):
+    ours = {piece.data_ptr() for piece in encoded.rows}
+    if all(piece.data_ptr() in ours for piece in rows):
         rows, planes, total = encoded.rows, encoded.planes, sum(sizes)
     copies = repeat if total > sum(sizes) else 1
     order = [u for mine in units for _ in range(copies) for u in mine]
@@ -86,9 +86,9 @@ def find_pictures(
         for ordinal, group in enumerate(family.group(ids[row], places)):
             chosen = [mine[i] for i in group]
             layouts = [encoded.layouts[u] for u in chosen]
-            before = None
-            if encoded.before is not None:
-                before = cat([encoded.before[u][content_of(encoded.layouts[u])] for u in chosen])
+            parts = [None if encoded.before is None else encoded.before[u] for u in chosen]
+            known = [part[content_of(one)] for part, one in zip(parts, layouts, strict=True) if part is not None]
+            before = cat(known) if len(known) == len(parts) else None
             layout = Layout.join(layouts)
             pictures.append(
                 Picture(

@@ -106,7 +106,8 @@ class Encoded:
         rows: the features as they left the encoder, in pieces whose borders are borders of units, too.
         planes: deep-stack features, (all rows, d) each.
         extras: name -> one :class:`Extra` per unit, aligned with the unit's tokens.
-        before: (tokens, d) features of each unit before the connector, where a step asked for them.
+        before: (tokens, d) features of each unit before the connector, where a step asked for them; None for a unit whose
+            tokens were mixed after it.
         inside: what each step of the encoder stage did.
         seconds: clocks of what choosing in the tower took.
     """
@@ -116,7 +117,7 @@ class Encoded:
     rows: list[Tensor]
     planes: list[Tensor]
     extras: dict[str, list[Extra]] = field(default_factory=dict)
-    before: list[Tensor] | None = None
+    before: list[Tensor | None] | None = None
     inside: list[Done] = field(default_factory=list)
     seconds: list[Callable[[], float]] = field(default_factory=list)
 
@@ -206,11 +207,14 @@ def watch(family: Family, plan: Plan, undo: list[Callable[[], None]], clock: Any
             encoded.extras[name] = [
                 Extra(to_tokens(name, value, one), layer, origin) for value, one in zip(values, layouts, strict=True)
             ]
-        # Where tower tokens were mixed after the connector there is no single row before it for each token.
-        if want_before and resize is None and all(one.source.shape[1] == 1 for one in layouts):
+        # Where tower tokens were mixed after the connector there is no single row before it for each token. That is asked of
+        # each unit alone: what else is in the batch must not matter.
+        if want_before and resize is None:
             rows = family.per_unit(before, layouts, arguments)
-            sources = [one.source[:, 0].to(value.device).clamp(min=0) for value, one in zip(rows, layouts, strict=True)]
-            encoded.before = [value[source] for value, source in zip(rows, sources, strict=True)]
+            encoded.before = [
+                value[one.source[:, 0].to(value.device).clamp(min=0)] if one.source.shape[1] == 1 else None
+                for value, one in zip(rows, layouts, strict=True)
+            ]
         setattr(output, CARRIED, encoded)
         return output
 
