@@ -11,11 +11,13 @@ import typer
 from .clock import clock
 from .findings import findings
 from .grid import grid
+from .load import load
 from .tools import load_testbed, names_of, numbers_of, progress, screen
 
 app = typer.Typer(no_args_is_help=True)
 app.callback(invoke_without_command=True)(grid)
 app.command("time")(clock)
+app.command()(load)
 app.command()(findings)
 As_json = Annotated[bool, typer.Option("--json", help="Only the line of plain data, no table.")]
 
