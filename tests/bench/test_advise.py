@@ -11,12 +11,12 @@ import tiny
 from bench import stub
 from foveate import testbed
 from foveate.attach import compress
-from foveate.bench import sequential
-from foveate.bench.advise import Asking, Candidate, advise, check_time, check_tokens
+from foveate.bench.advice import sequential
+from foveate.bench.advice.advise import Asking, Candidate, advise, check_time, check_tokens
+from foveate.bench.advice.targets import METHODS, Targets, about, candidates, plans_of
+from foveate.bench.advice.verdict import result
 from foveate.bench.runner import STOCK, Entry
-from foveate.bench.targets import METHODS, Targets, about, candidates, plans_of
 from foveate.bench.tasks import Task
-from foveate.bench.verdict import result
 from foveate.errors import PlanError, UnsupportedError
 from foveate.plan import Plan
 
@@ -393,7 +393,7 @@ def test_a_drop_alone_asks_for_a_plan_that_saves_time(model, task, monkeypatch, 
             one.ratios, one.seconds = [ratio], [ratio]
         return 1.0
 
-    monkeypatch.setattr("foveate.bench.advise.time_first_token", timed)
+    monkeypatch.setattr("foveate.bench.advice.advise.time_first_token", timed)
     plan, found = run(model, task, ("70pt", None, None), "norm:keep=9")
     assert (plan is not None) is meets and ("faster than uncompressed" in found["answer"]) is not meets
 

@@ -11,13 +11,13 @@ from typer.testing import CliRunner
 
 import tiny
 from foveate import compress
-from foveate.bench import clock, subject
-from foveate.bench.breakeven import Curve, break_even, measure_break_even, shrunk
-from foveate.bench.clock import entries_of, markdown, measure_time
 from foveate.bench.inside import STEPS
 from foveate.bench.runner import STOCK, Entry, prefill
-from foveate.bench.shapes import build, prompts_of
-from foveate.bench.subject import KINDS, Setting, Subject, caught, decode, oracle, tried
+from foveate.bench.times import clock, subject
+from foveate.bench.times.breakeven import Curve, break_even, measure_break_even, shrunk
+from foveate.bench.times.clock import entries_of, markdown, measure_time
+from foveate.bench.times.shapes import build, prompts_of
+from foveate.bench.times.subject import KINDS, Setting, Subject, caught, decode, oracle, tried
 from foveate.cli.clock import clock as command
 from foveate.errors import FoveateError, UnsupportedError
 from foveate.plan import Plan
@@ -322,7 +322,7 @@ def test_break_even_is_measured_on_prompts_of_every_size(family, sizes, monkeypa
         seen.append((tokens, [[len(rounds) for rounds in each] for each in times]))
         return 1.0, ""
 
-    monkeypatch.setattr("foveate.bench.breakeven.break_even", noted)
+    monkeypatch.setattr("foveate.bench.times.breakeven.break_even", noted)
     entries = entries_of(["stride", "resize"], [0.5])
     setting = Setting(model, None, prompts_for(family, model), entries, 2, lambda *a: None)
     found = measure_break_even(setting)
@@ -387,7 +387,7 @@ def test_command_writes_tables_and_numbers(tmp_path):
 def test_command_takes_a_loaded_model_and_gives_plain_data(tmp_path, monkeypatch):
     model = build("llava-1.5-7b/32")
     monkeypatch.setattr("foveate.cli.clock.load", lambda *a: (model, None))
-    monkeypatch.setattr("foveate.bench.shapes.prompts_by", lambda model, processor, text: prompts_of(model, text))
+    monkeypatch.setattr("foveate.bench.times.shapes.prompts_by", lambda model, processor, text: prompts_of(model, text))
     options = ("--keep", "64", "--methods", "norm", "--batch", 1, "--rounds", 1, "--new-tokens", 1, "--json")
     done = invoke(*options, "--results", tmp_path / "time.json")
     assert done.exit_code == 0, done.output

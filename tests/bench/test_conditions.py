@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from foveate.bench.conditions import CONDITIONS, KINDS, SEVERITIES, conditions_of, opening, under
+from foveate.bench.grid.conditions import CONDITIONS, KINDS, SEVERITIES, conditions_of, opening, under
 from foveate.bench.tasks import Task
 from foveate.errors import UnsupportedError
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from foveate.bench.data import FORM, Sample, contains, exact, inputs, messages, opened, read_samples, task_of
+from foveate.bench.advice.data import FORM, Sample, contains, exact, inputs, messages, opened, read_samples, task_of
 from foveate.errors import MissingExtraError, UnsupportedError
 
 
@@ -237,7 +237,7 @@ def test_the_testbed_is_a_task_of_all_its_slices(monkeypatch):
     from foveate.bench.tasks import testbed_task
 
     some = testbed_task(limit=4)
-    monkeypatch.setattr("foveate.bench.data.testbed_task", lambda: some)
+    monkeypatch.setattr("foveate.bench.advice.data.testbed_task", lambda: some)
     task, score = task_of("testbed")
     assert score == "exact" and list(task.samples) == list(some.samples) and task.slices() == list(testbed.SLICES)
     drawn = [[sample.id for sample in task_of("testbed", limit=20, seed=seed)[0].samples] for seed in (0, 0, 1)]

@@ -20,8 +20,8 @@ from foveate.bench.claims.claim import NOT_SUPPORTED, SUPPORTED, UNDECIDED, Span
 from foveate.bench.claims.evidence import DETAIL, READING, SIMPLE, STOCK_KEY, Evidence, Outcomes
 from foveate.bench.claims.looks import seen, skipping
 from foveate.bench.claims.probes import FOUND, LOOKED, Probes, _needles, ranked_key, skip_key, tower
-from foveate.bench.ledger import Ledger
-from foveate.bench.results import STOCK, Cell, Entry, Place, build
+from foveate.bench.grid.ledger import Ledger
+from foveate.bench.grid.results import STOCK, Cell, Entry, Place, build
 from foveate.bench.runner import prefill, prepared
 from foveate.bench.stats import paired
 from foveate.errors import UnsupportedError
@@ -449,7 +449,7 @@ def test_unknown_claims_are_refused():
 
 
 def test_the_command_writes_a_result_and_a_page(tmp_path, monkeypatch, model):
-    from foveate.bench import report
+    from foveate.bench.report import report
     from foveate.cli import findings as command
     from foveate.cli import tools
 

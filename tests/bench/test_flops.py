@@ -18,7 +18,7 @@ from foveate.bench import hollow as shapes
 from foveate.bench.flops import PARTS, Flops, count, unknown_to_torch
 from foveate.bench.hollow import hollow, shape
 from foveate.bench.runner import prefill
-from foveate.bench.speed import Shape, build
+from foveate.bench.times.speed import Shape, build
 from foveate.errors import UnsupportedError
 
 FAMILIES = ("llava", "qwen2_5_vl", "gemma3", "internvl", "llava_next", "qwen3_vl")

@@ -6,9 +6,9 @@ import pytest
 
 import tiny
 from bench import stub
-from foveate.bench.grid import BASELINES, Grid, asks, entries_of, fingerprint, with_times
-from foveate.bench.ledger import Ledger
-from foveate.bench.results import STOCK, curves, merge
+from foveate.bench.grid.grid import BASELINES, Grid, asks, entries_of, fingerprint, with_times
+from foveate.bench.grid.ledger import Ledger
+from foveate.bench.grid.results import STOCK, curves, merge
 from foveate.bench.runner import prepared
 from foveate.errors import UnsupportedError
 from foveate.plan import Plan
@@ -181,7 +181,7 @@ def test_times_come_to_the_rows_on_clean_pictures_and_survive(model, task, tmp_p
         first = task.samples[0]
         return lambda batch, images, share: prepared(model, processor([first] * batch))
 
-    monkeypatch.setattr("foveate.bench.grid.prompts_by", prompts)
+    monkeypatch.setattr("foveate.bench.grid.grid.prompts_by", prompts)
     one, path, seen = grid(model, task, conditions=["jpeg-1"]), tmp_path / "run.ledger.jsonl", []
     with Ledger(path, one.setting()) as ledger:
         one.measure(ledger)

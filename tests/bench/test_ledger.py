@@ -2,7 +2,7 @@
 
 import pytest
 
-from foveate.bench.ledger import Ledger, identity
+from foveate.bench.grid.ledger import Ledger, identity
 from foveate.errors import UnsupportedError
 
 SETTING = {"model": "a", "batch": 4}

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from foveate import Plan
-from foveate.bench.load import (
+from foveate.bench.load.load import (
     METRICS,
     PLAIN,
     Load,
@@ -23,7 +23,7 @@ from foveate.bench.load import (
     sessions_of,
     summary,
 )
-from foveate.bench.servers import found, free_port, running
+from foveate.bench.load.servers import found, free_port, running
 from foveate.cli import app
 from foveate.errors import PlanError, UnsupportedError
 
@@ -180,7 +180,8 @@ def test_the_command_measures_a_server_that_runs(stub, tmp_path):
 
 def test_the_command_shows_errors_and_fails_if_there_is_nothing_else(stub, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "foveate.bench.load.sessions_at", lambda *a: [Session(lambda: found(stub.url), [Variant(PLAIN, {"do": 500})])]
+        "foveate.bench.load.load.sessions_at",
+        lambda *a: [Session(lambda: found(stub.url), [Variant(PLAIN, {"do": 500})])],
     )
     done = invoke("--url", stub.url, "--concurrency", 1, "--requests", 2, "--rounds", 1, "--out", tmp_path / "a.json")
     assert done.exit_code == 1 and "2 HTTP 500" in done.stdout and "stub says 500" in done.stdout

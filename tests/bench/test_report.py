@@ -12,9 +12,9 @@ from PIL import Image
 import tiny
 from bench import stub
 from foveate import Plan, UnsupportedError
-from foveate.bench import figures, gallery, report, timesheet
-from foveate.bench.digest import Digest, signed
-from foveate.bench.results import Cell, Entry, Place, build
+from foveate.bench.grid.results import Cell, Entry, Place, build
+from foveate.bench.report.digest import Digest, signed
+from foveate.bench.report import figures, gallery, report, timesheet
 from foveate.errors import MissingExtraError
 
 EVIL = '<script>alert("x")</script>'
@@ -387,7 +387,7 @@ def test_without_matplotlib_there_is_the_page_and_a_note(tmp_path, monkeypatch):
     def missing(module, extra):
         raise MissingExtraError(f"no {module}", hint=f"the extra {extra}")
 
-    monkeypatch.setattr("foveate.bench.plots.require", missing)
+    monkeypatch.setattr("foveate.bench.report.plots.require", missing)
     done = report.write([save(tmp_path, grid())], tmp_path / "out")
     assert done.page.exists() and done.plots == [] and "the extra report" in done.notes[0]
 

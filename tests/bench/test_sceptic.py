@@ -8,8 +8,8 @@ from scipy.stats import binom
 
 from foveate import testbed
 from foveate.bench import tasks
-from foveate.bench.grid import Grid
-from foveate.bench.ledger import Ledger
+from foveate.bench.grid.grid import Grid
+from foveate.bench.grid.ledger import Ledger
 from foveate.bench.stats import paired
 from foveate.method import Card, Method
 from foveate.plan import Plan

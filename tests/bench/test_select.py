@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from foveate import registry
-from foveate.bench.select import END, START, markdown, measure_select, peak, picture, prefill_flops, steps
 from foveate.bench.table import replaced
+from foveate.bench.times.select import END, START, markdown, measure_select, peak, picture, prefill_flops, steps
 from foveate.errors import UnsupportedError
 from foveate.method import BEFORE, BETWEEN, CacheMethod, Recipe, RerunMethod
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from foveate.bench.sequential import bounds, log_capital, needed
+from foveate.bench.advice.sequential import bounds, log_capital, needed
 from foveate.bench.stats import wilson
 
 CHANGES = (-1, 0, 1)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from foveate.bench import servers
-from foveate.bench.servers import end, found, free_port, loopback, members, running, served
+from foveate.bench.load import servers
+from foveate.bench.load.servers import end, found, free_port, loopback, members, running, served
 from foveate.errors import UnsupportedError
 
 pytest.importorskip("psutil")
@@ -98,7 +98,7 @@ def test_it_is_gone_even_if_the_end_is_interrupted(monkeypatch):
 def test_a_signal_that_ends_this_process_ends_the_server(tmp_path):
     script = (
         "import sys, time\n"
-        "from foveate.bench.servers import running, free_port\n"
+        "from foveate.bench.load.servers import running, free_port\n"
         "port = free_port()\n"
         f"with running('stub', [sys.executable, {SCRIPT!r}, '--port', str(port)], f'http://127.0.0.1:{{port}}') as server:\n"
         "    print(server.process.pid, flush=True)\n"

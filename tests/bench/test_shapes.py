@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from foveate.bench.runner import _encode, prefill
-from foveate.bench.shapes import build, config_of, prompts_by, prompts_of, tokens_of
+from foveate.bench.times.shapes import build, config_of, prompts_by, prompts_of, tokens_of
 from foveate.errors import UnsupportedError
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from foveate.bench.runner import Entry, encoded
-from foveate.bench.speed import Shape, _job, _prompt, build, calls, measure_speed
+from foveate.bench.times.speed import Shape, _job, _prompt, build, calls, measure_speed
 from foveate.errors import UnsupportedError
 from foveate.plan import Plan
 

@@ -3,7 +3,7 @@
 from contextlib import nullcontext
 from itertools import pairwise
 
-from foveate.bench.timing import Times, interleaved, kept_memory, quartiles
+from foveate.bench.times.timing import Times, interleaved, kept_memory, quartiles
 
 
 def turns(rounds, warmup=1):

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from foveate.bench.traffic import EVERY, Outcome, bodies, drive, numbers, pictures, quantile, run
+from foveate.bench.load.traffic import EVERY, Outcome, bodies, drive, numbers, pictures, quantile, run
 
 pytest.importorskip("openai")
 

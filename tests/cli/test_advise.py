@@ -29,7 +29,7 @@ def stand_in(monkeypatch):
     task = stub.task(model)
     task = type(task)("stub", list(task.samples) * 10, task.inputs, task.correct, "a stub")
     monkeypatch.setattr(sys.modules["foveate.cli.advise"], "load", lambda *a: (model, stub.Processor()))
-    monkeypatch.setattr("foveate.bench.data.testbed_task", lambda: task)
+    monkeypatch.setattr("foveate.bench.advice.data.testbed_task", lambda: task)
     return task
 
 

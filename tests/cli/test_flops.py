@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def small(monkeypatch):
-    from foveate.bench.speed import Shape, build
+    from foveate.bench.times.speed import Shape, build
 
     config = build(Shape(layers=2, width=64, heads=2, kv_heads=1, vocab=32000)).config
     monkeypatch.setitem(hollow.SHAPES, "small", lambda: config)

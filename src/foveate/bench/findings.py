@@ -23,8 +23,8 @@ from .claims.evidence import Evidence, Outcomes
 from .claims.plans import DEGRADED, KINDS, extra
 from .claims.probes import TIMED, Probes
 from .environment import environment
-from .grid import Grid
-from .ledger import Ledger
+from .grid.grid import Grid
+from .grid.ledger import Ledger
 from .tasks import Task, testbed_task
 
 START, END = "<!-- findings-table:start -->", "<!-- findings-table:end -->"

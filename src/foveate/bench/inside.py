@@ -32,7 +32,7 @@ from .flops import count
 from .runner import STOCK, Entry, _generate, encoded, prefill, prepared
 from .stats import accuracy, paired
 from .tasks import Task, testbed_task
-from .timing import Job, interleaved
+from .times.timing import Job, interleaved
 
 START, END = "<!-- inside-table:start -->", "<!-- inside-table:end -->"
 BEFORE = ("divprune", "random", "pool")  # what dropping before the language model gives for the same arithmetic

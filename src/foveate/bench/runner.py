@@ -21,10 +21,10 @@ from ..method import STAGES
 from ..plan import Plan
 from ..report import Report
 from .environment import environment
-from .results import STOCK, Entry
+from .grid.results import STOCK, Entry
 from .stats import accuracy, paired
 from .tasks import Task
-from .timing import Job, interleaved
+from .times.timing import Job, interleaved
 
 
 def grid(methods: Sequence[str], keeps: Sequence[object]) -> list[Entry]:

@@ -69,9 +69,9 @@ def advise(
 
     Exit status: 0 if a plan is recommended, 1 if none is, 2 on an error.
     """
-    from ..bench.advise import advise as measured
-    from ..bench.data import task_of
-    from ..bench.targets import Targets, candidates, plans_of
+    from ..bench.advice.advise import advise as measured
+    from ..bench.advice.data import task_of
+    from ..bench.advice.targets import Targets, candidates, plans_of
     from ..errors import PlanError, UnsupportedError
 
     if save is not None and save.suffix != ".json":

@@ -37,7 +37,7 @@ def speed(
     as_json: As_json = False,
 ) -> None:
     """What hooks and choosing cost, next to the same model on a prompt that holds only the kept tokens."""
-    from ..bench.speed import Shape, calls, measure_speed
+    from ..bench.times.speed import Shape, calls, measure_speed
     from ..errors import UnsupportedError
 
     names, sizes, shares = names_of(methods), numbers_of(tokens, int), numbers_of(keep, float)
@@ -154,8 +154,8 @@ def select(
     as_json: As_json = False,
 ) -> None:
     """What choosing costs by itself, in milliseconds and in n x n x d products, on one thread."""
-    from ..bench.select import END, START, markdown, measure_select, steps
     from ..bench.table import replaced
+    from ..bench.times.select import END, START, markdown, measure_select, steps
 
     names, sizes = names_of(methods) or None, numbers_of(tokens, int)
     with progress() as bars:

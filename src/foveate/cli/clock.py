@@ -41,9 +41,9 @@ def clock(
     """Time and memory part by part, the oracle beside them, throughput, and from how many tokens on a plan pays."""
     import torch
 
-    from ..bench.clock import END, SIZES, START, entries_of, markdown, measure_time
-    from ..bench.shapes import build, prompts_by, prompts_of
     from ..bench.table import replaced
+    from ..bench.times.clock import END, SIZES, START, entries_of, markdown, measure_time
+    from ..bench.times.shapes import build, prompts_by, prompts_of
     from ..errors import UnsupportedError
 
     batches = numbers_of(batch, int)

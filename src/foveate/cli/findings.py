@@ -37,7 +37,7 @@ def findings(
     import torch
 
     from ..bench.findings import END, START, Scale, chosen, markdown, measure, result
-    from ..bench.report import read
+    from ..bench.report.report import read
     from ..bench.table import replaced
     from ..errors import UnsupportedError
 

@@ -51,7 +51,7 @@ def grid(
     """Measure: accuracy and time of methods against the uncompressed model, with intervals."""
     if context.invoked_subcommand is not None:
         return
-    from ..bench.grid import PRESETS
+    from ..bench.grid.grid import PRESETS
     from ..errors import UnsupportedError
 
     if preset and preset not in PRESETS:
@@ -89,7 +89,7 @@ def grid(
     if report is None:
         typer.echo(f"wrote {out}; `foveate report {out}` makes a page of it", err=True)
     else:
-        from ..bench.report import write
+        from ..bench.report.report import write
 
         typer.echo(f"wrote {out} and {write([out], report).page}", err=True)
 
@@ -120,9 +120,9 @@ def _measured(
     """One model's grid."""
     import torch
 
-    from ..bench.grid import Grid, with_times
-    from ..bench.ledger import Ledger
-    from ..bench.results import merge
+    from ..bench.grid.grid import Grid, with_times
+    from ..bench.grid.ledger import Ledger
+    from ..bench.grid.results import merge
 
     if threads is not None or jobs > 1:
         torch.set_num_threads(threads or 1)  # as the parts have
@@ -149,7 +149,7 @@ def _measured(
 
 
 def _task(data: str, slices: list[str] | None, limit: int | None) -> Task:
-    from ..bench.data import task_of
+    from ..bench.advice.data import task_of
     from ..bench.tasks import testbed_task
     from ..errors import UnsupportedError
 

@@ -54,7 +54,7 @@ def load(
         raise UnsupportedError("both --url and --plan", hint="a server that runs has its plan")
     if not url and not plan:
         raise UnsupportedError("no plan to compare with", hint="--plan divprune:keep=0.25")
-    from ..bench.load import Load, measure_load, sessions_at, sessions_of
+    from ..bench.load.load import Load, measure_load, sessions_at, sessions_of
 
     asked = Load(tuple(numbers_of(concurrency, int)), requests, rounds, new_tokens, soak, warm_up, side, timeout)
     sessions = sessions_at(url, server) if url else []
@@ -63,7 +63,7 @@ def load(
     import torch
 
     from ..bench.environment import environment
-    from ..bench.servers import served
+    from ..bench.load.servers import served
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     result: dict[str, Any] = {

@@ -25,7 +25,7 @@ def report(
 
     Files that hold parts of the same grid become one; every other file becomes a section of its own.
     """
-    from ..bench.report import gather, write
+    from ..bench.report.report import gather, write
     from ..bench.table import GRID_END, GRID_START, overview, replaced
     from ..errors import UnsupportedError
 

@@ -162,7 +162,7 @@ def _times(model: Any, processor: Any, plan: Any, fed: dict[str, Any], repeats: 
 
     from ..attach import compress
     from ..bench.runner import prefill
-    from ..bench.timing import interleaved
+    from ..bench.times.timing import interleaved
 
     chosen: list[float] = []
 

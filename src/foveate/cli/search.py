@@ -45,7 +45,7 @@ def search(
     as_json: Annotated[bool, typer.Option("--json", help="Plain data on standard output.")] = False,
 ) -> None:
     """Search how many visual tokens each layer of a model needs, and save the schedule as a plan."""
-    from ..bench import search as searching
+    from ..bench.search import search as searching
     from ..errors import UnsupportedError
 
     if out is not None and out.suffix != ".json":
@@ -120,7 +120,7 @@ def file_data(path: Path, n: int, seed: int) -> tuple[Task, Task, str]:
     Raises:
         UnsupportedError: if there is no such file, or a line is no sample.
     """
-    from ..bench.data import exact, inputs, read_samples
+    from ..bench.advice.data import exact, inputs, read_samples
     from ..bench.tasks import Task
     from ..errors import UnsupportedError
 

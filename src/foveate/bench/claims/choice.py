@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ..conditions import CLEAN
-from ..results import Place
+from ..grid.conditions import CLEAN
+from ..grid.results import Place
 from .claim import Claim, Judgement, MissingError, above, below, each, every, sized
 from .evidence import DETAIL, FIVE, Array, Evidence, Outcomes
 from .plans import GUIDED, MERGED, MERGING, NUMBERED

@@ -6,8 +6,8 @@ import numpy as np
 
 from ... import registry
 from ...errors import require
-from ..conditions import SEVERITIES
-from ..results import STOCK, Place
+from ..grid.conditions import SEVERITIES
+from ..grid.results import STOCK, Place
 from .claim import Claim, Judgement, MissingError, Span, above, below, every
 from .evidence import Array, Evidence
 from .plans import KINDS

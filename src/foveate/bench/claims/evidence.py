@@ -15,8 +15,8 @@ import numpy as np
 
 from ... import registry
 from ...errors import FoveateError
-from ..conditions import CLEAN
-from ..results import STOCK, Place, _places
+from ..grid.conditions import CLEAN
+from ..grid.results import STOCK, Place, _places
 from .claim import LEVEL, MissingError, Span
 
 DRAWS = 4000

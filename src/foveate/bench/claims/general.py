@@ -7,8 +7,8 @@ import statistics
 
 import numpy as np
 
-from ..conditions import CLEAN
-from ..results import Place
+from ..grid.conditions import CLEAN
+from ..grid.results import Place
 from ..stats import mcnemar, wilson
 from .claim import NOT_SUPPORTED, SUPPORTED, UNDECIDED, Claim, Judgement, MissingError, Span, above, every
 from .evidence import DETAIL, READING, SIMPLE, STOCK_KEY, Array, Evidence, Outcomes

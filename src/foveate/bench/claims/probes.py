@@ -17,13 +17,13 @@ from ...attach import compress
 from ...errors import FoveateError
 from ...families import adapt
 from ...plan import Plan
-from ..conditions import _draw, _image
 from ..flops import count
-from ..ledger import Ledger
-from ..results import STOCK, Entry
+from ..grid.conditions import _draw, _image
+from ..grid.ledger import Ledger
+from ..grid.results import STOCK, Entry
 from ..runner import _encode, encoded, prefill, prepared, respond
 from ..tasks import Task
-from ..timing import Job, interleaved
+from ..times.timing import Job, interleaved
 from .looks import Seen, seen, skipping
 from .plans import Ranked
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from ..errors import FoveateError
+from ...errors import FoveateError
 from .digest import BASELINES, STOCK, Digest, budget, place
 
 PLANS = 5  # besides the baselines
@@ -30,7 +30,7 @@ def gallery(result: dict[str, Any], count: int, load: Callable[[], tuple[Any, An
     best = [row for row in rows if row["method"] not in BASELINES][:PLANS]
     basic = {row["method"]: row for row in reversed(rows) if row["method"] in BASELINES}  # one seed of each
     rows = [row for row in rows if row in best or row in basic.values()]
-    from .. import testbed
+    from ... import testbed
 
     whole = {sample.id: sample for sample in testbed.samples(result["slices"])}
     samples = [whole.get(sample["id"]) for sample in result["samples"]]
@@ -85,10 +85,10 @@ def _sample(
     processor: Any,
 ) -> str:
     """One question: the picture as it is, and what each plan kept of it."""
-    from .. import lens, testbed
-    from ..attach import compress
-    from ..plan import Plan
-    from .runner import prefill, prepared
+    from ... import lens, testbed
+    from ...attach import compress
+    from ...plan import Plan
+    from ..runner import prefill, prepared
 
     inputs = testbed.inputs(processor, [sample])
     fed, shown = prepared(model, inputs), lens.seen(sample.images, inputs, processor)[0]
@@ -111,7 +111,7 @@ def _sample(
 
 
 def _panel(image: Any, name: str, tokens: str, said: str, right: bool) -> str:
-    from .page import inline
+    from ..page import inline
 
     verdict = "right" if right else "wrong"
     return (

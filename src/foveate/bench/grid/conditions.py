@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFilter
 
-from ..errors import UnsupportedError
-from .tasks import Task
+from ...errors import UnsupportedError
+from ..tasks import Task
 
 CLEAN = "clean"
 SEVERITIES = (1, 2, 3)

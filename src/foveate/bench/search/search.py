@@ -24,17 +24,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..attach import compress
-from ..budget import Budget
-from ..errors import UnsupportedError, require
-from ..families import adapt
-from ..plan import Plan
-from ..report import Report
-from .flops import count
+from ...attach import compress
+from ...budget import Budget
+from ...errors import UnsupportedError, require
+from ...families import adapt
+from ...plan import Plan
+from ...report import Report
+from ..flops import count
+from ..runner import STOCK, Entry, _generate, encoded, prefill, prepared
+from ..stats import accuracy, paired
+from ..tasks import Task
 from .rivals import rivals
-from .runner import STOCK, Entry, _generate, encoded, prefill, prepared
-from .stats import accuracy, paired
-from .tasks import Task
 
 METHODS = ("gsearch", "psigmoid", "vtw")
 METRICS = ("agreement", "accuracy")

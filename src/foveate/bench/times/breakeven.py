@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..families import adapt
-from ..plan import Plan
-from .inside import GROUP
-from .runner import STOCK, prefill
+from ...families import adapt
+from ...plan import Plan
+from ..inside import GROUP
+from ..runner import STOCK, prefill
 from .shapes import tokens_of
 from .subject import Setting, tried
 from .timing import Job

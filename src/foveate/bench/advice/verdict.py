@@ -6,10 +6,10 @@ import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..tasks import Task
+from ..times.timing import quartiles
 from . import sequential
 from .targets import Targets, about, points
-from .tasks import Task
-from .timing import quartiles
 
 if TYPE_CHECKING:
     from .advise import Asking, Candidate

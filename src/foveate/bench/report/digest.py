@@ -124,7 +124,7 @@ class Digest:
 
     def at_each_turn(self, row: Row) -> dict[str, Any] | None:
         """Accuracy of a plan that chooses at each turn, on the samples of its row that chooses once; None if unknown."""
-        from .stats import accuracy
+        from ..stats import accuracy
 
         if "against_turn" not in row:
             return None

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import UnsupportedError
-from ..plan import Plan
-from .runner import Entry, grid
+from ...errors import UnsupportedError
+from ...plan import Plan
+from ..runner import Entry, grid
 
 METHODS = ("divprune", "cdpruner", "dpcknn", "fastervlm", "fastv", "psigmoid", "resize")
 SHARES = (0.5, 0.25, 0.125)

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any, TextIO
 
-from ..errors import UnsupportedError
+from ...errors import UnsupportedError
 
 
 def identity(setting: dict[str, Any]) -> str:

@@ -27,13 +27,13 @@ from typing import Any
 
 import torch
 
-from .. import registry
-from ..errors import UnsupportedError
-from ..plan import Plan
+from ... import registry
+from ...errors import UnsupportedError
+from ...plan import Plan
+from ..environment import environment
+from ..inside import GROUP, SHAKY, STEPS
+from ..runner import STOCK, Entry
 from .breakeven import SIZES, measure_break_even
-from .environment import environment
-from .inside import GROUP, SHAKY, STEPS
-from .runner import STOCK, Entry
 from .shapes import Prompts, tokens_of
 from .subject import KINDS, Setting, Subject, Tick, tried
 from .timing import Times
@@ -76,7 +76,7 @@ def measure_time(
     """Measure plans against the uncompressed model.
 
     Args:
-        model: as loaded by transformers, or built by :func:`foveate.bench.shapes.build`.
+        model: as loaded by transformers, or built by :func:`foveate.bench.times.shapes.build`.
         prompts: makes batches of prompts that are as long as each other.
         entries: plans; the uncompressed model is added to them.
         processor: for methods that look at the question.
@@ -85,7 +85,7 @@ def measure_time(
         images: pictures of a prompt.
         new_tokens: that ``total`` generates, the first one included.
         rounds: that count; in each, everything that is compared runs once, in another order.
-        sizes: of the prompts for the break-even, see :func:`foveate.bench.breakeven.measure_break_even`; none leaves it out.
+        sizes: of the prompts for the break-even, see :func:`foveate.bench.times.breakeven.measure_break_even`; none leaves it out.
         command: what made the numbers, for their readers.
         tick: called with what runs, calls done and calls in all.
 

@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import require
+from ...errors import require
 
 QUESTION = "read the first line"  # the testbed has an answer to it
 EVERY = 50  # requests between two looks at the memory
@@ -52,7 +52,7 @@ def pictures(count: int, side: int, first: int = 0) -> list[str]:
         side: pixels of their sides.
         first: number of the first one. Every picture carries its number as the colour of its first pixel.
     """
-    from .. import testbed
+    from ... import testbed
 
     # Two questions in a row are about the same picture.
     shown = [sample.images[0] for sample in testbed.samples(["reading-dense"], limit=min(128, 2 * count))[::2]]

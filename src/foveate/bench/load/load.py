@@ -17,8 +17,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ..errors import PlanError, UnsupportedError, require
-from ..plan import Plan
+from ...errors import PlanError, UnsupportedError, require
+from ...plan import Plan
 from .servers import HOST, Server, Starting, found, free_port, loopback, running
 from .traffic import Body, bodies, numbers, pictures, run
 
@@ -207,7 +207,7 @@ def measure_load(
         save: called with the result so far after each server.
 
     Returns:
-        "load", "server" (what the first one says of itself), "runs" (:func:`foveate.bench.traffic.numbers` of each),
+        "load", "server" (what the first one says of itself), "runs" (:func:`foveate.bench.load.traffic.numbers` of each),
         "rows" (:func:`summary`), "memory" (per server and round: points (requests so far, MiB)) and "soak" (per server,
         of its last variant: numbers of the run, points, and their :func:`drift`). A server that was not started here has
         no memory.

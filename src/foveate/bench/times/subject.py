@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from ..attach import compress
-from ..errors import FoveateError, UnsupportedError
-from ..plan import Plan
-from ..stages.evict import bytes_of
-from .inside import STEPS
-from .runner import Entry, _encode, prefill
+from ...attach import compress
+from ...errors import FoveateError, UnsupportedError
+from ...plan import Plan
+from ...stages.evict import bytes_of
+from ..inside import STEPS
+from ..runner import Entry, _encode, prefill
 from .shapes import Prompts
 from .speed import _peak
 from .timing import Job, Times, interleaved
@@ -26,7 +26,7 @@ Tick = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Setting:
-    """What is compared, on which model, and how often; see :func:`foveate.bench.clock.measure_time`."""
+    """What is compared, on which model, and how often; see :func:`foveate.bench.times.clock.measure_time`."""
 
     model: Any
     processor: Any

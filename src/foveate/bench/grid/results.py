@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..errors import UnsupportedError
+from ...errors import UnsupportedError
+from ..stats import accuracy, paired
 from .conditions import CLEAN
-from .stats import accuracy, paired
 
 STOCK = "uncompressed"
 SPLITTER = "resize"  # tells simple from difficult samples, as VTC-Bench (arXiv:2510.07143) does
@@ -275,7 +275,7 @@ def _piece(part: Mapping[str, Any], row: Mapping[str, Any], key: str, where: lis
 
 
 def _entry(row: Mapping[str, Any]) -> tuple[Entry, Place]:
-    from ..plan import Plan
+    from ...plan import Plan
 
     plan = None if row["plan"] is None else Plan.of(row["plan"])
     entry = Entry(row["label"], plan, row["method"], row["keep"], row["stage"], row["seed"])

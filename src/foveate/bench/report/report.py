@@ -13,7 +13,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from ..errors import MissingExtraError, UnsupportedError
+from ...errors import MissingExtraError, UnsupportedError
 
 STOCK = "uncompressed"
 SCHEMAS = {"grid": 1, "time": 1}  # of the files that count them
@@ -218,7 +218,7 @@ def gather(paths: Sequence[Path]) -> list[Source]:
         if len(group) == 1 and (not cut or cut[0] in (None, [1, 1])):
             found.append(group[0])
             continue
-        from .results import merge
+        from ..grid.results import merge
 
         if len({json.dumps(one) for one in cut}) < len(cut):
             raise UnsupportedError(f"{' and '.join(files)} hold the same part of one run", hint="name each once")
@@ -292,7 +292,7 @@ def _lead(sources: Sequence[Source]) -> str:
 
 
 def _made() -> str:
-    from .. import __version__
+    from ... import __version__
 
     return f"<p>Made by <code>foveate report</code>, foveate {escape(__version__)}. This file needs no network and no script.</p>"
 

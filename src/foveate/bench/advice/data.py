@@ -16,8 +16,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UnsupportedError, require
-from .tasks import Task, testbed_task
+from ...errors import UnsupportedError, require
+from ..tasks import Task, testbed_task
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -3,7 +3,7 @@
 What costs little comes first: tokens need a prompt or two of each plan, first-token times a few more. Only plans that meet
 both are asked questions, block by block, next to the uncompressed model on the same samples. After each block a plan is
 accepted, refused or goes on; whatever is slower than an accepted plan is not needed any more. Bounds on the drop are those of
-:mod:`foveate.bench.sequential`, with alpha shared out over the plans that are asked: looking after every block, stopping
+:mod:`foveate.bench.advice.sequential`, with alpha shared out over the plans that are asked: looking after every block, stopping
 early and trying many plans are paid for.
 """
 
@@ -18,16 +18,16 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
 
-from ..attach import compress
-from ..errors import FoveateError, UnsupportedError
-from ..plan import Plan
+from ...attach import compress
+from ...errors import FoveateError, UnsupportedError
+from ...plan import Plan
+from ..environment import environment
+from ..runner import STOCK, Entry, answers, prefill, prepared
+from ..tasks import Task
+from ..times.timing import Job, interleaved, quartiles
 from . import sequential
 from .data import plain
-from .environment import environment
-from .runner import STOCK, Entry, answers, prefill, prepared
 from .targets import Targets, about, points
-from .tasks import Task
-from .timing import Job, interleaved, quartiles
 
 CHANGES = (-1, 0, 1)  # of one answer: gained, as before, lost
 LOOKED = 8  # prompts on which tokens are counted

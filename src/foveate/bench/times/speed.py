@@ -27,13 +27,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..attach import compress
-from ..errors import UnsupportedError
-from ..method import Method
-from ..plan import Plan, Step
-from ..tokens import Reduction, View
-from .environment import environment
-from .runner import Entry, encoded, prefill
+from ...attach import compress
+from ...errors import UnsupportedError
+from ...method import Method
+from ...plan import Plan, Step
+from ...tokens import Reduction, View
+from ..environment import environment
+from ..runner import Entry, encoded, prefill
 from .timing import Job, Times, interleaved
 
 PER_IMAGE, SIDE, PATCH = 576, 24, 4

@@ -16,19 +16,19 @@ from typing import Any
 
 import torch
 
-from .. import registry
-from ..attach import compress
-from ..errors import FoveateError, UnsupportedError
-from ..plan import Plan
-from .clock import measure_time
+from ... import registry
+from ...attach import compress
+from ...errors import FoveateError, UnsupportedError
+from ...plan import Plan
+from ..environment import code, environment
+from ..inside import GROUP
+from ..runner import _shrinks, encoded, prefill, prepared, respond
+from ..tasks import Task
+from ..times.clock import measure_time
+from ..times.shapes import prompts_by
 from .conditions import CLEAN, conditions_of, opening, under
-from .environment import code, environment
-from .inside import GROUP
 from .ledger import Ledger, identity
 from .results import SCHEMA, STOCK, Cell, Entry, Place, build
-from .runner import _shrinks, encoded, prefill, prepared, respond
-from .shapes import prompts_by
-from .tasks import Task
 
 BASELINES = ("random", "stride", "pool", "resize")
 KEEPS = (192, 128, 64, 32)
@@ -111,7 +111,7 @@ class Grid:
         keeps: budgets of each.
         seeds: of the random baseline.
         plans: whole plans besides.
-        conditions: of the pictures, besides clean ones; see :func:`foveate.bench.conditions.conditions_of`.
+        conditions: of the pictures, besides clean ones; see :func:`foveate.bench.grid.conditions.conditions_of`.
         once: whether samples with earlier turns are also asked with tokens chosen at the first turn, under the plans that
             look at the question.
         batch: samples per batch.
@@ -336,7 +336,7 @@ def fingerprint(model: Any) -> str:
 
 def _chance(task: Task) -> dict[str, float]:
     """What needs no picture, by slice, where the samples know."""
-    from .. import testbed
+    from ... import testbed
 
     if not all(hasattr(sample, "chance") for sample in task.samples):
         return {}

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
+from ..page import STYLE
 from .figures import COLOURS, Chart, key, svg
-from .page import STYLE
 
 _LIGHT = "".join(f"--k{i}: {colour}; " for i, colour in enumerate(COLOURS))
 _DARK = "--k0: #56b4e9; --k5: #0072b2; "  # the darker blue is hard to see on black

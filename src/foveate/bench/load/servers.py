@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..errors import MissingExtraError, UnsupportedError, require
+from ...errors import MissingExtraError, UnsupportedError, require
 
 HOST = "127.0.0.1"
 KEYS = ("FOVEATE_API_KEY", "VLLM_API_KEY")  # with one of them the server would ask for it
@@ -114,7 +114,7 @@ class Server:
         status, found = self.get("/version")
         version = found.get("version") if status == 200 and isinstance(found, dict) else None
         if version is None and self.name == "foveate":
-            from .. import __version__ as version
+            from ... import __version__ as version
         about = {"name": self.name, "version": version}
         if self.process is None:
             return about
@@ -295,7 +295,7 @@ def served(name: str, server: str, dtype: str) -> Iterator[tuple[Path, dict[str,
     """A folder that a server can load, for the length of a block, and what a result says of the model.
 
     Args:
-        name: "testbed", a folder, or a shape of :mod:`foveate.bench.shapes`, whose random weights are written to the folder
+        name: "testbed", a folder, or a shape of :mod:`foveate.bench.times.shapes`, whose random weights are written to the folder
             with the testbed's processor and a word for every token.
         server: "vllm" or "foveate".
         dtype: of random weights.
@@ -304,7 +304,7 @@ def served(name: str, server: str, dtype: str) -> Iterator[tuple[Path, dict[str,
         UnsupportedError: if there is no such model, or the testbed's processor does not fit it.
         MissingExtraError: without the plug-in, for vLLM.
     """
-    from .. import testbed
+    from ... import testbed
 
     with ended_by_signals(), tempfile.TemporaryDirectory(prefix="foveate-load-") as place:
         weights = "trained"
@@ -332,8 +332,8 @@ def _random(name: str, dtype: str, folder: Path) -> Path:
     from transformers import AutoProcessor
     from transformers.utils import logging
 
-    from .. import testbed
-    from .shapes import build, config_of
+    from ... import testbed
+    from ..times.shapes import build, config_of
 
     logging.disable_progress_bar()
     config = config_of(name)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import require
+from ...errors import require
 from .digest import Digest, beyond, budget, signed
 from .figures import COLOURS, Chart, Series, look, number
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..plan import Plan
-from .inside import FAR, Gauge, nearest
-from .stats import accuracy, paired
+from ...plan import Plan
+from ..inside import FAR, Gauge, nearest
+from ..stats import accuracy, paired
 
 if TYPE_CHECKING:
     from .search import Trial

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from ..errors import UnsupportedError
-from .hollow import SHAPES
-from .runner import prepared
+from ...errors import UnsupportedError
+from ..hollow import SHAPES
+from ..runner import prepared
 
 QWEN_SIDE = 37  # tokens along a picture of 1036 x 1036 px, with patches of 14 px joined two by two
 SIDE = 1036  # pixels of a picture that a processor is handed
@@ -143,7 +143,7 @@ def prompts_by(model: Any, processor: Any, text: int) -> Prompts:
         text: text tokens of a prompt, chat format included. The question gets as many words as fit; a format that has
             more to begin with keeps them.
     """
-    from .. import testbed
+    from ... import testbed
 
     # Two questions in a row are about the same picture.
     pictures = [sample.images[0] for sample in testbed.samples(["reading-dense"], limit=128)[::2]]
@@ -169,7 +169,7 @@ def prompts_by(model: Any, processor: Any, text: int) -> Prompts:
 
 def tokens_of(model: Any, fed: dict[str, Any]) -> tuple[int, int]:
     """Visual and text tokens of a prompt of a batch of equal ones."""
-    from ..families import adapt
+    from ...families import adapt
 
     visual = int(adapt(model).placeholders(fed["input_ids"], fed)[0].sum())
     return visual, int(fed["attention_mask"][0].sum()) - visual

@@ -22,11 +22,11 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .. import registry
-from ..errors import UnsupportedError
-from ..method import CacheMethod, Method, Recipe, RerunMethod, TowerMethod
-from ..tokens import TOKEN_AXIS, Extra, Reduction, View
-from .environment import environment
+from ... import registry
+from ...errors import UnsupportedError
+from ...method import CacheMethod, Method, Recipe, RerunMethod, TowerMethod
+from ...tokens import TOKEN_AXIS, Extra, Reduction, View
+from ..environment import environment
 from .timing import Job, interleaved
 
 SIDE = 24  # of a tile

@@ -1,0 +1,1 @@
+"""One page about a result: what is read, chosen, drawn and laid out."""

@@ -1,0 +1,1 @@
+"""How much of a picture each layer needs, searched for."""

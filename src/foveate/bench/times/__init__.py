@@ -1,0 +1,1 @@
+"""What a plan costs and saves in seconds and bytes."""
