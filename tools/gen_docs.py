@@ -14,6 +14,7 @@ import difflib
 import inspect
 import json
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,8 @@ def pages() -> dict[Path, str]:
             _pages[docs / "methods" / f"{name}.md"] = method_page(cls)
         _pages[docs / "families.md"] = families_page(rows)
         _pages[docs / "cli.md"] = cli_page()
+        serving = docs / "serving.md"
+        _pages[serving] = between(serving.read_text(), "load", load_table())
         text = between(readme.read_text(), "methods", methods_table(methods, "docs/methods/"))
         _pages[readme] = between(text, "families", families_line(rows))
     return _pages
@@ -458,6 +461,48 @@ Some processors of transformers need torchvision to prepare pictures. Foveate do
 
 
 # -- the command line --------------------------------------------------------------------------------------------------
+
+
+LOADS = ("load-foveate", "load-foveate-random", "load-vllm", "load-vllm-1024", "load-vllm-random")
+
+
+def load_table() -> str:
+    """What the load tests in results/ gave, and the commands that made them."""
+    rows, commands = [], []
+    for name in LOADS:
+        result = json.loads((ROOT / "results" / f"{name}.json").read_text())
+        server, model = result["server"], result["model"]
+        words = shlex.split(result["command"])
+        more = f", `{words[words.index('--server-args') + 1]}`" if "--server-args" in words else ""
+        label = f"{server['name']}, {model['name']}{more}"
+        for row in result["rows"]:
+            if row["label"] == "uncompressed":
+                plain = row
+                continue
+            cells = [label, str(row["concurrency"])]
+            label = ""
+            for metric, unit in (("first_token_p50", 1e3), ("first_token_p95", 1e3), ("requests_per_second", 1)):
+                mine, low, high = row[metric], *row[metric]["range"]
+                values = [unit * each["median"] for each in (plain[metric], mine)]
+                told = " -> ".join(f"{v:.0f}" if unit > 1 else f"{v:.2f}" for v in values)
+                cells.append(f"{told} (x{mine['over']:.2f}, {low:.2f} to {high:.2f})")
+            assert not row["errors"] and not plain["errors"], f"{name}: there were errors"
+            rows.append([*cells, f"{row['rounds']} x {row['requests'] // row['rounds']}"])
+        about, threads = result["environment"], server["variables"].get("OMP_NUM_THREADS", "default")
+        commands.append(
+            f"- `OMP_NUM_THREADS={threads} {result['command']}`: {model['weights']} weights, "
+            f"{model['parameters'] / 1e6:.0f} M parameters, {model['dtype']}, {server['name']} {server['version']}, "
+            f"transformers {about['transformers']}, {about['cores']} cores of an {about['processor']}"
+        )
+        for soak in result["soak"]:
+            line = soak["line"]
+            commands[-1] += (
+                f". Memory over {soak['requests']} requests, {soak['label']}: {line['mib_per_100']:+.2f} MiB per 100 "
+                f"({line['low']:+.2f} to {line['high']:+.2f})"
+            )
+        commands[-1] += "."
+    head = ["server, model", "clients", "first text p50, ms", "first text p95, ms", "answers per s", "rounds x answers"]
+    return table(head, rows) + "\n" + "\n".join(commands)
 
 
 def cli_page() -> str:
