@@ -132,6 +132,14 @@ TABLE = {
     # prompts
     "a placeholder in the text": (said("what is in <image>?"), 400, "'<image>'", "messages.0.content"),
     "one in a part": (ask("<image>", SMALL), 400, "'<image>'", "messages.0.content.1.text"),
+    "one in a tool": (ask("x", tools=[{"function": {"name": "f <image>"}}]), 400, "'<image>'", "tools"),
+    "one in a call": (
+        {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": '"<image>"'}}]}]},
+        400,
+        "'<image>'",
+        "messages.0.tool_calls",
+    ),
+    "one in a name": ({"messages": [{"role": "user", "content": "x", "name": "<image>"}]}, 400, "'<image>'", None),
     "a text without end": (said("word " * 50_000), 400, "characters", "messages"),
     "a long text": (said("word " * 3000), 400, "context is 2,048", "messages"),
     "half a character": (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', 400, "processor", "messages"),

@@ -50,7 +50,8 @@ class Chat(ChatCompletionHandler):
         self.context = limits.context or getattr(text, "max_position_embeddings", None)
         self._manager = GenerateManager()
         self._turns: dict[str, Turn] = {}
-        self._room = asyncio.Semaphore(2)  # pictures of so many requests are unpacked at once
+        # One prompt is made ready at a time: fast tokenizers refuse to be used by two threads, and pictures are large.
+        self._room = asyncio.Lock()
         self._tools = "tools" in inspect.signature(super()._streaming).parameters
         tokens = (getattr(processor, f"{kind}_token", None) for kind in ("image", "video", "audio", "boi", "eoi"))
         self._reserved = [token for token in tokens if isinstance(token, str) and token]
@@ -74,9 +75,9 @@ class Chat(ChatCompletionHandler):
             RequestError: what the request names cannot be used.
             FoveateError: the plan cannot be run on this prompt.
         """
+        config = self._config(asked)
         async with self._room:
             inputs = await asyncio.to_thread(self._inputs, asked)
-        config = self._config(asked)
         self._fit(inputs["input_ids"].shape[-1], config, asked)
         call = {
             "request_id": request_id,

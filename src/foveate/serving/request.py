@@ -93,9 +93,14 @@ class ChatRequest(_Model):
         ]
 
     def texts(self) -> list[tuple[str, str]]:
-        """Where in the request each text stands, and the text."""
-        found = []
+        """Where in the request each text stands that comes into the prompt, and the text; tools and calls as JSON."""
+        found = [] if self.tools is None else [("tools", json.dumps(self.tools, ensure_ascii=False))]
         for i, message in enumerate(self.messages):
+            for name in ("name", "tool_call_id"):
+                if (value := getattr(message, name)) is not None:
+                    found.append((f"messages.{i}.{name}", value))
+            if message.tool_calls is not None:
+                found.append((f"messages.{i}.tool_calls", json.dumps(message.tool_calls, ensure_ascii=False)))
             if isinstance(message.content, str):
                 found.append((f"messages.{i}.content", message.content))
             for j, part in enumerate(message.content if isinstance(message.content, list) else ()):
