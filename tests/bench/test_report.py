@@ -13,8 +13,8 @@ import tiny
 from bench import stub
 from foveate import Plan, UnsupportedError
 from foveate.bench.grid.results import Cell, Entry, Place, build
-from foveate.bench.report.digest import Digest, signed
 from foveate.bench.report import figures, gallery, report, timesheet
+from foveate.bench.report.digest import Digest, signed
 from foveate.errors import MissingExtraError
 
 EVIL = '<script>alert("x")</script>'

@@ -8,8 +8,8 @@ import torch
 
 import tiny
 from bench import stub
-from foveate.bench.search.search import Trial, gsearch, most, psigmoid, vtw
 from foveate.bench.search import search as searching
+from foveate.bench.search.search import Trial, gsearch, most, psigmoid, vtw
 from foveate.errors import KeepError, UnsupportedError
 from foveate.plan import Plan
 
