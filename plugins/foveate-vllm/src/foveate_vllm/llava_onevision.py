@@ -21,7 +21,6 @@ from vllm.model_executor.models.llava_onevision import (
     LlavaOnevisionProcessingInfo,
     get_anyres_image_grid_shape,
 )
-from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.parse import ImageSize
 
 from foveate.errors import KeepError, UnsupportedError
@@ -33,6 +32,7 @@ from .adapter import ShortTower
 from .caching import Keyed
 from .compressor import Compressor, groups
 from .plans import left, plan_of
+from .processing import processed
 
 
 class Adapter(ShortTower, LlavaOnevision):
@@ -116,18 +116,7 @@ class Processor(Keyed, LlavaOnevisionMultiModalProcessor):
     """vLLM's, with hashes of its own."""
 
 
-_stock: Any = Stock._processor_factory  # type: ignore[attr-defined]
-
-
-def _info(ctx: Any) -> Any:
-    return _stock.info(ctx) if plan_of(ctx.get_hf_config()) is None else Info(ctx)
-
-
-def _processor(info: Any, dummy_inputs: Any, **more: Any) -> Any:
-    return (Processor if isinstance(info, Info) else _stock.processor)(info, dummy_inputs, **more)
-
-
-@MULTIMODAL_REGISTRY.register_processor(_processor, info=_info, dummy_inputs=_stock.dummy_inputs)
+@processed(Stock, Info, Processor)
 class LlavaOnevisionForConditionalGeneration(Stock):
     """vLLM's class, whose pictures are compressed by the plan in the configuration."""
 

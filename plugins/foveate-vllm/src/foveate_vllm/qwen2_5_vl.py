@@ -26,7 +26,6 @@ from vllm.model_executor.models.qwen2_5_vl import (
     Qwen2_5_VLMultiModalProcessor,
     Qwen2_5_VLProcessingInfo,
 )
-from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.parse import ImageProcessorItems
 from vllm.platforms import current_platform
 
@@ -36,6 +35,7 @@ from foveate.families.qwen import Qwen25VL
 from .caching import Keyed
 from .compressor import Compressor, groups
 from .plans import left, plan_of
+from .processing import processed
 
 DIGIT = 128  # rows and columns travel as two digits each: bfloat16 holds whole numbers up to 256 only
 COLUMNS = 4
@@ -102,18 +102,7 @@ class Processor(Keyed, Qwen2_5_VLMultiModalProcessor):
         return short
 
 
-_stock: Any = Stock._processor_factory  # type: ignore[attr-defined]
-
-
-def _info(ctx: Any) -> Any:
-    return _stock.info(ctx) if plan_of(ctx.get_hf_config()) is None else Info(ctx)
-
-
-def _processor(info: Any, dummy_inputs: Any, **more: Any) -> Any:
-    return (Processor if isinstance(info, Info) else _stock.processor)(info, dummy_inputs, **more)
-
-
-@MULTIMODAL_REGISTRY.register_processor(_processor, info=_info, dummy_inputs=_stock.dummy_inputs)
+@processed(Stock, Info, Processor)
 class Qwen2_5_VLForConditionalGeneration(Stock):  # noqa: N801 (vLLM shows a class by its name)
     """vLLM's class, whose pictures are compressed by the plan in the configuration."""
 
