@@ -20,6 +20,7 @@ import tiny
 from foveate.errors import UnsupportedError
 from foveate.families import Layout, adapt
 from foveate.method import Card, Method
+from foveate.stages.picture import content_of
 from foveate.tokens import Kind, Reduction, View
 
 PROMPTS = [[3, ("image", "a"), 5], [2, ("image", "b"), 4, ("image", "a"), 3], [9]]
@@ -282,6 +283,22 @@ def test_grid_over_the_limit_is_interpolated(most: int, size: tuple[int, int], t
     (layout,) = family.layouts(arguments, None)
     assert layout.n == tokens
     fed_by(family, arguments)
+
+
+@pytest.mark.parametrize(
+    ("size", "tokens", "newlines"), [((768, 1024), 4725, 54), ((3000, 4000), 7309, 70), ((2300, 375), 5265, 162)]
+)
+def test_published_tiles_of_llava_onevision(size: tuple[int, int], tokens: int, newlines: int) -> None:
+    """The table in docs/serving.md: a tower of 384 px with patches of 14, and its 36 grids of tiles."""
+    narrow = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.LlavaOnevisionConfig(
+        vision_config={"model_type": "siglip_vision_model", "image_size": 384, "patch_size": 14, **narrow},
+        text_config={"model_type": "qwen2", "num_key_value_heads": 2, "vocab_size": 64, **narrow},
+    )
+    with torch.device("meta"):
+        family = adapt(transformers.LlavaOnevisionForConditionalGeneration._from_config(config))
+    (layout,) = family.layouts({"image_sizes": torch.tensor([size])}, None)
+    assert (layout.n, layout.n - len(content_of(layout))) == (tokens, newlines)
 
 
 def test_a_picture_that_is_interpolated_changes_nothing_for_its_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:

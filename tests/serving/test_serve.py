@@ -182,7 +182,7 @@ def held(loaded):
 
 
 def until(condition):
-    for _ in range(1000):
+    for _ in range(6000):
         if condition():
             return
         time.sleep(0.01)
