@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,8 +14,10 @@ import openai
 import pytest
 import torch
 from server import ask, counted, data_url, get, post, served
+from starlette.requests import ClientDisconnect
 
 import foveate
+from foveate.serving.app import application
 from foveate.serving.chat import Chat
 from foveate.serving.limits import Limits
 from foveate.serving.menu import Menu
@@ -182,7 +186,7 @@ def held(loaded):
 
 
 def until(condition):
-    for _ in range(6000):
+    for _ in range(2000):
         if condition():
             return
         time.sleep(0.01)
@@ -244,6 +248,87 @@ def test_who_hangs_up_in_the_middle_stops_the_model(loaded, samples, monkeypatch
         assert turns[-1].written <= 4
         monkeypatch.setattr(Turn, "stepped", stepped)
         assert post(address, ask("x"))[0] == 200
+
+
+def test_who_leaves_while_the_first_token_is_made_is_not_counted_for_ever(loaded, samples, monkeypatch):
+    chat = Chat("testbed", *loaded, Menu(["divprune:keep=0.25"]), Limits(new_tokens=64, in_flight=1))
+    stepped, seen = Turn.stepped, threading.Event()
+
+    def slow(turn, run):
+        stepped(turn, run)
+        seen.set()
+        assert turn.gone.wait(60)
+
+    monkeypatch.setattr(Turn, "stepped", slow)
+    with served(chat) as address:
+        wire = http.client.HTTPConnection(address.removeprefix("http://"), timeout=60)
+        wire.request("POST", "/v1/chat/completions", json.dumps(about(samples[0], stream=True)))
+        assert seen.wait(60)
+        wire.close()
+        until(lambda: get(address, "/health")[1]["in_flight"] == 0)
+        monkeypatch.undo()
+        assert not chat._turns
+        assert post(address, ask("x"))[0] == 200
+
+
+def test_nor_is_who_leaves_before_the_first_byte(loaded, samples):
+    """Some servers say so when the response is begun, before anybody has asked the stream for an event."""
+    chat = Chat("testbed", *loaded, Menu(["divprune:keep=0.25"]), Limits(new_tokens=16))
+    body = json.dumps(about(samples[0], stream=True)).encode()
+    path = "/v1/chat/completions"
+    scope = {"type": "http", "asgi": {"version": "3.0", "spec_version": "2.4"}, "http_version": "1.1", "method": "POST"}
+    scope |= {"path": path, "raw_path": path.encode(), "query_string": b"", "headers": [], "scheme": "http"}
+    asked = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive():
+        return asked.pop() if asked else await asyncio.Event().wait()
+
+    async def send(message):
+        raise OSError("gone")
+
+    async def once():
+        await application(chat)(scope, receive, send)
+
+    with pytest.raises(ClientDisconnect):
+        asyncio.run(once())
+    assert not chat._turns
+    assert chat.metrics.in_flight._value.get() == 0
+
+
+def test_what_breaks_in_the_middle_of_a_stream_ends_it_without_the_servers_insides(loaded, samples, monkeypatch):
+    chat = Chat("testbed", *loaded, Menu(["divprune:keep=0.25"]), Limits(new_tokens=64))
+    stepped = Turn.stepped
+
+    def broken(turn, run):
+        stepped(turn, run)
+        if turn.written == 3:
+            raise RuntimeError('CUDA says "no" at /secret/path')
+
+    with served(chat) as address:
+        monkeypatch.setattr(Turn, "stepped", broken)
+        body = about(samples[0], stream=True, logit_bias=no_end(loaded))
+        wire = http.client.HTTPConnection(address.removeprefix("http://"), timeout=60)
+        wire.request("POST", "/v1/chat/completions", json.dumps(body))
+        answer = wire.getresponse()
+        assert answer.status == 200
+        last = [line for line in answer.read().decode().split("\n\n") if line][-1]
+        error = json.loads(last.removeprefix("data: "))["error"]
+        assert error == {"message": "the server failed: RuntimeError", "type": "server_error"}
+        monkeypatch.undo()
+        assert post(address, ask("x"))[0] == 200
+
+
+def test_an_upload_that_is_broken_off_is_nobodys_fault(loaded):
+    chat = Chat("testbed", *loaded, Menu(["divprune:keep=0.25"]), Limits(new_tokens=16))
+    with served(chat) as address:
+        host, port = address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as wire:
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nContent-Length: 1000\r\n\r\n"
+            wire.sendall(head.encode() + b'{"messages": ')
+            until(lambda: get(address, "/health")[1]["in_flight"] == 1)
+        until(lambda: get(address, "/health")[1]["in_flight"] == 0)
+        assert counted(address, 'foveate_requests_total{status="500"}') == 0
+        assert counted(address, 'foveate_requests_total{status="499"}') == 1
 
 
 def no_end(loaded):

@@ -10,20 +10,21 @@ import asyncio
 import hmac
 import time
 import uuid
-from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from ..errors import FoveateError, KeepError, PlanError, UnsupportedError
-from .chat import Chat
+from .chat import Chat, Stream
 from .limits import RequestError
 from .request import read
 from .turn import Gone
 
 ADDRESSES = ("POST /v1/chat/completions", "GET /v1/models", "GET /health", "GET /metrics")
+GONE = 499  # as nginx counts clients that left; nobody reads it
 
 
 def application(chat: Chat, api_key: str | None = None) -> FastAPI:
@@ -57,6 +58,11 @@ def application(chat: Chat, api_key: str | None = None) -> FastAPI:
             if not hmac.compare_digest(given.encode(), f"Bearer {api_key}".encode()):
                 raise RequestError("this server needs its key", status=401, hint="Authorization: Bearer KEY")
 
+    def land() -> None:
+        nonlocal flights
+        flights -= 1
+        chat.metrics.in_flight.set(flights)
+
     @app.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
         nonlocal flights
@@ -67,24 +73,14 @@ def application(chat: Chat, api_key: str | None = None) -> FastAPI:
                 raise RequestError(f"{flights} requests are waiting already", status=503, hint="again in a moment")
             flights += 1
             chat.metrics.in_flight.set(flights)
-            over = False
-
-            def land() -> None:
-                nonlocal flights, over
-                if not over:
-                    over = True
-                    flights -= 1
-                    chat.metrics.in_flight.set(flights)
-
+            response: Response | None = None
             try:
                 response = await _answered(chat, request)
-            except BaseException:
-                land()
-                raise
-            if hasattr(response, "body_iterator"):
-                response.body_iterator = _landing(response.body_iterator, land)
-            else:
-                land()
+            finally:
+                if isinstance(response, Stream):
+                    response.ended.append(land)
+                else:
+                    land()
             status = response.status_code
             return response
         except FoveateError as error:
@@ -125,7 +121,10 @@ def serve(chat: Chat, host: str = "127.0.0.1", port: int = 8000, api_key: str | 
 
 async def _answered(chat: Chat, request: Request) -> Response:
     """Read a request and answer it; stop the model if the client goes."""
-    body = await _body(request, chat.limits.body_bytes)
+    try:
+        body = await _body(request, chat.limits.body_bytes)
+    except ClientDisconnect:
+        return Response(status_code=GONE)
     asked = await asyncio.to_thread(read, body)
     turn = chat.turn(asked)
 
@@ -138,7 +137,7 @@ async def _answered(chat: Chat, request: Request) -> Response:
     try:
         return await chat.answer(asked, turn, f"chatcmpl-{uuid.uuid4().hex}")
     except Gone:
-        return Response(status_code=499)  # nobody reads it
+        return Response(status_code=GONE)
     finally:
         listener.cancel()
 
@@ -155,15 +154,6 @@ async def _body(request: Request, most: int) -> bytes:
         if len(found) > most:
             raise too_large
     return bytes(found)
-
-
-async def _landing(events: Any, land: Any) -> AsyncIterator[Any]:
-    try:
-        async for event in events:
-            yield event
-    finally:
-        await events.aclose()
-        land()
 
 
 def _status(error: FoveateError) -> int:

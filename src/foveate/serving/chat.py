@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from fastapi.responses import Response, StreamingResponse
@@ -23,10 +23,31 @@ from .menu import Menu
 from .metrics import Metrics
 from .pictures import opened
 from .request import ChatRequest
-from .turn import Gone, Turn
+from .turn import Turn
 
 # Characters of text for each token of the context: far more than any tokenizer needs, and soon counted.
 PER_TOKEN = 32
+
+
+class Stream(StreamingResponse):
+    """Events for a client.
+
+    Args:
+        events: lines of server-sent events.
+        ended: called when nothing more is sent, be it that the client left before the first event.
+    """
+
+    def __init__(self, events: AsyncGenerator[Any], ended: Callable[[], None]) -> None:
+        super().__init__(events, media_type="text/event-stream")
+        self.ended = [ended]
+
+    async def __call__(self, *asgi: Any) -> None:
+        # Not in the generator: one that was never asked for its first event never comes to its end.
+        try:
+            await super().__call__(*asgi)
+        finally:
+            for each in self.ended:
+                each()
 
 
 class Chat(ChatCompletionHandler):
@@ -226,7 +247,7 @@ class Chat(ChatCompletionHandler):
 
     # -- the answer ----------------------------------------------------------------------------------------------------
 
-    async def _begun(self, response: StreamingResponse, turn: Turn, request_id: str) -> StreamingResponse:
+    async def _begun(self, response: StreamingResponse, turn: Turn, request_id: str) -> Stream:
         """A stream that has its first token: what fails before that has an HTTP status of its own."""
         events: Any = response.body_iterator
         try:
@@ -238,23 +259,23 @@ class Chat(ChatCompletionHandler):
             raise turn.error
 
         async def sent() -> AsyncGenerator[Any]:
-            try:
-                for event in first:
-                    yield event
-                async for event in events:
-                    if turn.error is not None and not isinstance(turn.error, Gone):
-                        # The handler's own line is no JSON if the message has quotes.
-                        yield f"data: {json.dumps({'error': {'message': str(turn.error), 'type': 'server_error'}})}\n\n"
-                        return
-                    yield event
-                await asyncio.to_thread(turn.over.wait)
-                yield "data: [DONE]\n\n"
-            finally:
-                turn.gone.set()  # harmless after the last token; stops the model if the client went earlier
-                await events.aclose()
-                self._over(turn, request_id)
+            for event in first:
+                yield event
+            async for event in events:
+                if turn.error is not None:
+                    # The handler's own line has the error's words, and is no JSON if they have quotes.
+                    fault = {"message": f"the server failed: {type(turn.error).__name__}", "type": "server_error"}
+                    yield f"data: {json.dumps({'error': fault})}\n\n"
+                    return
+                yield event
+            await asyncio.to_thread(turn.over.wait)
+            yield "data: [DONE]\n\n"
 
-        return StreamingResponse(sent(), media_type="text/event-stream")
+        def ended() -> None:
+            turn.gone.set()  # harmless after the last token; stops the model if the client went earlier
+            self._over(turn, request_id)
+
+        return Stream(sent(), ended)
 
     def _over(self, turn: Turn, request_id: str) -> None:
         self._turns.pop(request_id, None)
